@@ -1,0 +1,358 @@
+"""The Wan 2.1 video VAE: 4x in time, 8x8 in space, causal, with its conv caches as state.
+
+One code path serves whole clips and streams: a call takes the frames at hand and the caches of the
+call before (None at the start). The first frame stands alone in time: it makes one latent frame by
+itself, and each later latent frame stands for four. Wan Team, "Wan: Open and Advanced Large-Scale
+Video Generative Models" (2025), section 3; state-dict keys are those of diffusers'
+`AutoencoderKLWan`.
+
+Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import CheckpointError, InputError
+from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, with_past
+from ...layers.norm import ChannelRMSNorm
+
+# fmt: off
+_LATENTS_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+_LATENTS_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanVAEConfig:
+    """Fields of diffusers' `AutoencoderKLWan` config that fix the layout (its names, its defaults).
+
+    `temperal_downsample` says for each halving of space whether time halves too; `patch_size`
+    folds that many pixels of each side into channels first.
+    """
+
+    base_dim: int = 96
+    decoder_base_dim: int | None = None
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+    in_channels: int = 3
+    out_channels: int = 3
+    patch_size: int | None = None
+    latents_mean: tuple[float, ...] = _LATENTS_MEAN
+    latents_std: tuple[float, ...] = _LATENTS_STD
+
+    def __post_init__(self) -> None:
+        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
+            raise CheckpointError(
+                f"the VAE config has {len(self.temperal_downsample)} entries in "
+                f"temperal_downsample; {len(self.dim_mult)} levels need {len(self.dim_mult) - 1}"
+            )
+        if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
+            raise CheckpointError(f"latents_mean and latents_std must have z_dim={self.z_dim} values")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WanVAEConfig:
+        """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
+        for key, wanted in (("is_residual", False), ("attn_scales", []), ("dropout", 0.0)):
+            if values.get(key, wanted) != wanted:
+                raise CheckpointError(
+                    f"the VAE config has {key}={values[key]!r}; this VAE runs {wanted!r} only"
+                )
+        known = {f.name for f in fields(cls)}
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        )
+
+    @property
+    def temporal_factor(self) -> int:
+        """Pixel frames that a latent frame stands for."""
+        return int(2 ** sum(self.temperal_downsample))
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels of each side that a latent pixel stands for."""
+        return int(2 ** len(self.temperal_downsample)) * (self.patch_size or 1)
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Run a 2D layer on each frame of `[B, C, T, H, W]`."""
+    b, c, t, h, w = x.shape
+    y: Tensor = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
+    return y.reshape(b, t, *y.shape[1:]).transpose(1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelRMSNorm(in_dim, 3)
+        self.conv1 = CausalConv3d(in_dim, out_dim, (3, 3, 3))
+        self.norm2 = ChannelRMSNorm(out_dim, 3)
+        self.conv2 = CausalConv3d(out_dim, out_dim, (3, 3, 3))
+        self.conv_shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        y = self.conv1.step(F.silu(self.norm1(x)), tape)
+        y = self.conv2.step(F.silu(self.norm2(y)), tape)
+        return y + self.conv_shortcut(x)
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention inside each frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelRMSNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + per_frame(self._attend, x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)
+        y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        y = y.squeeze(1).transpose(1, 2).reshape(b, c, h, w)
+        out: Tensor = self.proj(y)
+        return out
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
+        self.attentions = nn.ModuleList([FrameAttention(dim)])
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        before, after = self.resnets
+        x = before.step(x, tape)
+        x = self.attentions[0](x)
+        return after.step(x, tape)
+
+
+class Downsample(nn.Module):
+    """Halve space; with `time`, halve time as well, the stream's first frame standing alone."""
+
+    def __init__(self, dim: int, *, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if time else None
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        x = per_frame(self.resample, x)
+        if self.time_conv is None:
+            return x
+        past = tape.take()
+        tape.put(newest(x, 1))
+        if past is not None:
+            return self.time_conv(torch.cat([past, x], dim=2))
+        if x.shape[2] == 1:
+            return x
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double space and halve channels; with `time`, double every frame but the stream's first."""
+
+    def __init__(self, dim: int, *, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
+            nn.Conv2d(dim, dim // 2, 3, padding=1),
+        )
+        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        if self.time_conv is not None:
+            # The first frame neither doubles nor enters the history of those behind it.
+            lone = x[:, :, :1] if tape.first else x[:, :, :0]
+            x = x[:, :, lone.shape[2] :]
+            x = with_past(x, tape.take(), self.time_conv.history)
+            tape.put(newest(x, self.time_conv.history))
+            if x.shape[2] > self.time_conv.history:
+                lone = torch.cat([lone, self._double(self.time_conv(x))], dim=2)
+            x = lone
+        return per_frame(self.resample, x)
+
+    @staticmethod
+    def _double(x: Tensor) -> Tensor:
+        """`[B, 2C, T, H, W]` to `[B, C, 2T, H, W]`: the channels' halves are the two frames."""
+        b, c, t, h, w = x.shape
+        x = x.reshape(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5)
+        return x.reshape(b, c // 2, 2 * t, h, w)
+
+
+class UpBlock(nn.Module):
+    """Residual blocks and, but for the last level, an upsampling."""
+
+    def __init__(self, in_dim: int, out_dim: int, blocks: int, upsample: Upsample | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(blocks)
+        )
+        self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        for layer in (*self.resnets, *(self.upsamplers or ())):
+            x = layer.step(x, tape)
+        return x
+
+
+class Encoder(nn.Module):
+    """Frames (folded) to the mean and log-variance of latents."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        dims = [config.base_dim * m for m in (1, *config.dim_mult)]
+        in_channels = config.in_channels
+        self.conv_in = CausalConv3d(in_channels, dims[0], (3, 3, 3))
+        self.down_blocks = nn.ModuleList()
+        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            for i in range(config.num_res_blocks):
+                self.down_blocks.append(ResidualBlock(in_dim if i == 0 else out_dim, out_dim))
+            if level < len(config.temperal_downsample):
+                time = config.temperal_downsample[level]
+                self.down_blocks.append(Downsample(out_dim, time=time))
+        self.mid_block = MidBlock(dims[-1])
+        self.norm_out = ChannelRMSNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], config.z_dim * 2, (3, 3, 3))
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        x = self.conv_in.step(x, tape)
+        for block in self.down_blocks:
+            x = block.step(x, tape)
+        x = self.mid_block.step(x, tape)
+        return self.conv_out.step(F.silu(self.norm_out(x)), tape)
+
+
+class Decoder(nn.Module):
+    """Latents to frames (folded)."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        base = config.decoder_base_dim or config.base_dim
+        mult = config.dim_mult[::-1]
+        times = config.temperal_downsample[::-1]
+        dims = [base * m for m in (mult[0], *mult)]
+        self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
+        self.mid_block = MidBlock(dims[0])
+        self.up_blocks = nn.ModuleList()
+        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            upsample = Upsample(out_dim, time=times[level]) if level < len(times) else None
+            halved = in_dim if level == 0 else in_dim // 2
+            self.up_blocks.append(UpBlock(halved, out_dim, config.num_res_blocks + 1, upsample))
+        self.norm_out = ChannelRMSNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3))
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        x = self.conv_in.step(x, tape)
+        x = self.mid_block.step(x, tape)
+        for block in self.up_blocks:
+            x = block.step(x, tape)
+        return self.conv_out.step(F.silu(self.norm_out(x)), tape)
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """`[B, C, F, H, W]` to `[B, C p p, F, H/p, W/p]`, channel order (c, column, row)."""
+    b, c, f, h, w = x.shape
+    x = x.reshape(b, c, f, h // patch, patch, w // patch, patch)
+    return x.permute(0, 1, 6, 4, 2, 3, 5).reshape(b, -1, f, h // patch, w // patch)
+
+
+def unfold(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `fold`."""
+    b, c, f, h, w = x.shape
+    x = x.reshape(b, c // patch**2, patch, patch, f, h, w).permute(0, 1, 4, 5, 3, 6, 2)
+    return x.reshape(b, c // patch**2, f, h * patch, w * patch)
+
+
+class WanVAE(nn.Module):
+    """Encoder and decoder, whole or chunk by chunk."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv3d(config.z_dim * 2, config.z_dim * 2, 1)
+        self.post_quant_conv = nn.Conv3d(config.z_dim, config.z_dim, 1)
+        self.decoder = Decoder(config)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> WanVAE:
+        """Build from a diffusers `config.json`, weights not yet set."""
+        return cls(WanVAEConfig.from_dict(values))
+
+    def moments(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """Encode to `[B, 2 z_dim, T, h, w]`: mean and log-variance. Arguments as in `encode`."""
+        factor, step = self.config.temporal_factor, self.config.spatial_factor
+        lone = 1 if caches is None else 0
+        _, _, count, height, width = frames.shape
+        if count == 0 or (count - lone) % factor:
+            rule = f"1 + a multiple of {factor}" if lone else f"a multiple of {factor}"
+            raise InputError(f"the encoder was given {count} frames; it wants {rule} here")
+        patch = self.config.patch_size or 1
+        if height % patch or width % patch:
+            raise InputError(f"frames are {width}x{height}; both must be multiples of {patch}")
+        tape = CacheTape(caches)
+        x = frames if patch == 1 else fold(frames, patch)
+        return self.quant_conv(self.encoder.step(x, tape)), tape.caches()
+
+    def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """Frames `[B, 3, F, H, W]` in [-1, 1] to the latents' mean `[B, z_dim, T, h, w]`.
+
+        At a stream's start (`caches` None) F is 1 + 4n and T is 1 + n; later F is 4n and T is n.
+        H and W should be multiples of `config.spatial_factor`. Latents are not normalized.
+        Raises `InputError` for another number of frames.
+        """
+        moments, caches = self.moments(frames, caches)
+        return moments[:, : self.config.z_dim], caches
+
+    def decode(self, latents: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """Latents `[B, z_dim, T, h, w]`, un-normalized, to frames `[B, 3, F, H, W]` in [-1, 1].
+
+        At a stream's start F is 1 + 4 (T - 1); later it is 4 T. Raises `InputError` when the
+        latents' channels are not `z_dim`.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
+            raise InputError(
+                f"latents have shape {tuple(latents.shape)}; wanted [B, {self.config.z_dim}, T, h, w]"
+            )
+        tape = CacheTape(caches)
+        x = self.decoder.step(self.post_quant_conv(latents), tape)
+        if self.config.patch_size:
+            x = unfold(x, self.config.patch_size)
+        return x.clamp(-1.0, 1.0), tape.caches()
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Un-normalized latents to the DiT's scale, by the config's mean and deviation."""
+        return (latents - self._column(self.config.latents_mean, latents)) / self._column(
+            self.config.latents_std, latents
+        )
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return latents * self._column(self.config.latents_std, latents) + self._column(
+            self.config.latents_mean, latents
+        )
+
+    @staticmethod
+    def _column(values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)

@@ -1,0 +1,109 @@
+"""The VAE against diffusers' module, and streamed against whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from livereel.engine.errors import InputError
+from livereel.engine.models.wan.vae import WanVAE
+
+SMALL = {
+    "wan": dict(base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
+                temperal_downsample=[False, True, True]),
+    "folded": dict(base_dim=8, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1,
+                   temperal_downsample=[True, True], in_channels=12, out_channels=12, patch_size=2),
+}  # fmt: skip
+
+
+def pair(name: str, seed: int = 0) -> tuple[AutoencoderKLWan, WanVAE]:
+    torch.manual_seed(seed)
+    config = SMALL[name] | {"latents_mean": [0.1] * 4, "latents_std": [1.5] * 4}
+    theirs = AutoencoderKLWan(**config).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.2) if p.ndim == 1 else None
+    ours = WanVAE.from_config(dict(theirs.config)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
+    assert a.shape == b.shape
+    error = (a - b).abs().max() / b.abs().max()
+    assert error <= tolerance, float(error)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+@torch.no_grad()
+def test_encode_and_decode_equal_diffusers(name: str, frames: int) -> None:
+    theirs, ours = pair(name)
+    video = torch.rand(1, 3, frames, 40, 24) * 2 - 1
+    expected = theirs.encode(video).latent_dist
+    mean, _ = ours.encode(video)
+    close(mean, expected.mean, 1e-4)
+    close(ours.moments(video)[0], expected.parameters, 1e-4)
+    close(ours.decode(expected.mean)[0], theirs.decode(expected.mean).sample, 1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+@pytest.mark.parametrize("first", [1, 2])
+@torch.no_grad()
+def test_streamed_equals_whole_on_odd_sizes(name: str, chunk: int, first: int) -> None:
+    _, ours = pair(name)
+    latents = torch.randn(2, 4, 7, 5, 3)
+    whole, _ = ours.decode(latents)
+    parts, state = [], None
+    for part in (latents[:, :, :first], *latents[:, :, first:].split(chunk, dim=2)):
+        frames, state = ours.decode(part, state)
+        parts.append(frames)
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5
+
+    encoded, _ = ours.encode(whole)
+    parts, state = [], None
+    for part in (whole[:, :, :1], *whole[:, :, 1:].split(4 * chunk, dim=2)):
+        part_latents, state = ours.encode(part, state)
+        parts.append(part_latents)
+    assert (torch.cat(parts, dim=2) - encoded).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_caches_keep_their_shapes_from_the_first_call_on() -> None:
+    _, ours = pair("wan")
+    _, first = ours.decode(torch.randn(1, 4, 1, 4, 4))
+    _, later = ours.decode(torch.randn(1, 4, 3, 4, 4), first)
+    assert [c.shape for c in first] == [c.shape for c in later]
+
+
+@torch.no_grad()
+def test_a_call_leaves_the_caches_it_was_given_as_they_were() -> None:
+    _, ours = pair("folded")
+    _, caches = ours.decode(torch.randn(1, 4, 2, 4, 4))
+    before = [c.clone() for c in caches]
+    ours.decode(torch.randn(1, 4, 2, 4, 4), caches)
+    assert all(torch.equal(a, b) for a, b in zip(before, caches, strict=True))
+
+
+def test_normalize_is_undone_by_denormalize() -> None:
+    _, ours = pair("wan")
+    latents = torch.randn(1, 4, 2, 3, 3)
+    assert torch.allclose(ours.denormalize(ours.normalize(latents)), latents, atol=1e-6)
+    assert torch.allclose(ours.normalize(latents), (latents - 0.1) / 1.5, atol=1e-6)
+
+
+def test_a_wrong_number_of_frames_is_refused() -> None:
+    _, ours = pair("wan")
+    with pytest.raises(InputError, match="given 4 frames; it wants 1 \\+ a multiple of 4"):
+        ours.encode(torch.zeros(1, 3, 4, 16, 16))
+    with pytest.raises(InputError, match="wanted \\[B, 4, T, h, w\\]"):
+        ours.decode(torch.zeros(1, 3, 1, 4, 4))
+
+
+def test_full_size_equals_diffusers_in_keys_shapes_and_count() -> None:
+    with torch.device("meta"):
+        theirs = AutoencoderKLWan()
+        ours = WanVAE.from_config(dict(theirs.config))
+    shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    assert {k: tuple(v.shape) for k, v in ours.state_dict().items()} == shapes
