@@ -254,7 +254,8 @@ class Scene:
         red, green, blue = COLOR_RGB[self.caption.color]
         hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
         rgb = colorsys.hsv_to_rgb((hue + self.hue) % 1.0, saturation, value * self.value)
-        return np.array(rgb, np.float32) * np.float32(255)
+        scaled: Floats = np.array(rgb, np.float32) * np.float32(255)
+        return scaled
 
     def render(
         self,
@@ -283,8 +284,8 @@ class Scene:
         if min(top, left) < 0 or min(height, width) < 1 or max(top + height, left + width) > size:
             raise InputError(f"crop {crop} (y, x, height, width) leaves a picture of side {size}")
         pixel = GRID / size
-        ys = (np.arange(top, top + height) + 0.5) * pixel
-        xs = (np.arange(left, left + width) + 0.5) * pixel
+        ys = _centers(top, height, pixel)
+        xs = _centers(left, width, pixel)
         frames = np.empty((count, height, width, 3), np.uint8)
         background = self._background(ys)  # [h, 3]
         frames[:] = _to_uint8(background)[None, :, None, :]
@@ -296,7 +297,7 @@ class Scene:
         columns, dx = _nearest(xs, x + vx * moment, reach, pixel)
         dx, dy = dx[:, None, :], dy[:, :, None]
         distance = signed_distance(self.caption.shape, dx, dy, self.radius)  # [F, P, P]
-        cover = np.clip(np.float32(0.5) - distance / np.float32(pixel), 0, 1)[..., None]
+        cover = _cover(distance, pixel)[..., None]
         lit = (dx * math.cos(self.light) + dy * math.sin(self.light)) / self.radius
         paint = (1 + np.float32(self.shading) * lit)[..., None] * self._object_rgb
         behind = background[rows][:, :, None, :]
@@ -308,13 +309,13 @@ class Scene:
     def mask(self, first_frame: int, count: int, size: int = GRID) -> Floats:
         """How much of each pixel the object covers: float32 `[F, size, size]` in 0..1."""
         pixel = GRID / size
-        grid = (np.arange(size) + 0.5) * pixel
+        grid = _centers(0, size, pixel)
         moment = np.arange(first_frame, first_frame + count, dtype=np.float64)
         (x, y), (vx, vy) = self.center, self.velocity
         dx = _wrap(grid - (x + vx * moment)[:, None])[:, None, :]
         dy = _wrap(grid - (y + vy * moment)[:, None])[:, :, None]
         distance = signed_distance(self.caption.shape, dx, dy, self.radius)
-        return np.clip(np.float32(0.5) - distance / np.float32(pixel), 0, 1)
+        return _cover(distance, pixel)
 
     def _background(self, ys: npt.NDArray[np.float64]) -> Floats:
         base = np.array(BACKGROUND_RGB[self.caption.background], np.float32) + self.tone
@@ -328,15 +329,16 @@ def signed_distance(shape: str, dx: Floats, dy: Floats, radius: float) -> Floats
     `dx` and `dy` are offsets from the shape's center and broadcast to `[F, H, W]`; `radius` is that
     of the circle with the same area.
     """
+    distance: Floats
     if shape == "circle":
-        return np.sqrt(dx * dx + dy * dy) - np.float32(radius)
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - np.float32(_SQUARE_HALF * radius)
-    if shape == "triangle":
+        distance = np.sqrt(dx * dx + dy * dy) - np.float32(radius)
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - np.float32(_SQUARE_HALF * radius)
+    elif shape == "triangle":
         inner = np.float32(_TRIANGLE_CORNER * radius / 2)
         side = np.abs(dx) * np.float32(math.sqrt(3) / 2) - dy * np.float32(0.5)
-        return np.maximum(side, dy) - inner
-    if shape == "star":
+        distance = np.maximum(side, dy) - inner
+    elif shape == "star":
         # Fold the plane into the wedge between a tip (pointing up) and the next waist.
         px, py = np.abs(dx), -dy
         cosine, sine = np.float32(math.cos(math.pi / 5)), np.float32(math.sin(math.pi / 5))
@@ -349,8 +351,21 @@ def signed_distance(shape: str, dx: Floats, dy: Floats, radius: float) -> Floats
         edge_x, edge_y = waist * math.sin(math.pi / 5), waist * math.cos(math.pi / 5) - tip
         length = math.hypot(edge_x, edge_y)
         nx, ny = np.float32(-edge_y / length), np.float32(edge_x / length)
-        return px * nx + (py - np.float32(tip)) * ny
-    raise InputError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
+        distance = px * nx + (py - np.float32(tip)) * ny
+    else:
+        raise InputError(f"unknown shape {shape!r}; known are {', '.join(SHAPES)}")
+    return distance
+
+
+def _centers(first: int, count: int, pixel: float) -> npt.NDArray[np.float64]:
+    """Where the centers of `count` pixels lie along an axis of the grid."""
+    return (np.arange(first, first + count, dtype=np.float64) + 0.5) * pixel
+
+
+def _cover(distance: Floats, pixel: float) -> Floats:
+    """Share of each pixel inside the edge, from its signed distance: 0..1 over one pixel."""
+    cover: Floats = np.clip(np.float32(0.5) - distance / np.float32(pixel), 0, 1)
+    return cover
 
 
 def _wrap(offset: npt.NDArray[np.float64]) -> Floats:
@@ -369,4 +384,5 @@ def _nearest(
 
 
 def _to_uint8(picture: Floats) -> Frames:
-    return np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
+    rounded: Frames = np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
+    return rounded
