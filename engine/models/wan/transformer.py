@@ -1,0 +1,313 @@
+"""The Wan 2.1 text-to-video DiT, whole clip or causal chunks over cached keys and values.
+
+Wan Team, "Wan: Open and Advanced Large-Scale Video Generative Models" (2025), section 4; chunks as
+in Huang et al., "Self Forcing" (2025). State-dict keys are those of diffusers'
+`WanTransformer3DModel`. Keys are cached before rotation, so that positions are relative to the
+window and a stream may go on for ever.
+
+Shapes: B batch, C channels, T latent frames, H W latent space, n tokens a frame, N = T n tokens,
+P cached tokens, L text tokens, D hidden width, h heads, d head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import CheckpointError, InputError
+from ...layers.rope import RopeTable, rope_table, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanTransformerConfig:
+    """Fields of diffusers' `WanTransformer3DModel` config, under its names; defaults are 14B's."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WanTransformerConfig:
+        """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
+        for key, wanted in (
+            ("qk_norm", "rms_norm_across_heads"),
+            ("image_dim", None),
+            ("added_kv_proj_dim", None),
+            ("pos_embed_seq_len", None),
+        ):
+            if values.get(key, wanted) != wanted:
+                raise CheckpointError(
+                    f"the transformer config has {key}={values[key]!r}; "
+                    f"text-to-video models have {wanted!r}"
+                )
+        known = {f.name for f in fields(cls)}
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        )
+
+    @property
+    def width(self) -> int:
+        """Hidden width D."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens of one latent frame of that size."""
+        return (height // self.patch_size[1]) * (width // self.patch_size[2])
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """Keys and values of one attention layer: `[B, tokens, h, d]` each."""
+
+    k: Tensor
+    v: Tensor
+
+
+KV = Sequence[LayerKV]
+"""Keys and values of all layers."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a chunk attends to besides itself: rotated keys and values of `frames` latent frames."""
+
+    frames: int
+    layers: KV
+
+
+class Attention(nn.Module):
+    """Projections and QK-norm of Wan's attentions; who attends to what is up to the block."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q = nn.RMSNorm(width, eps=config.eps)
+        self.norm_k = nn.RMSNorm(width, eps=config.eps)
+
+    def query(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` to normed queries `[B, N, h, d]`."""
+        return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
+
+    def key_value(self, x: Tensor) -> LayerKV:
+        """`[B, N, D]` to normed keys, not rotated, and values."""
+        return LayerKV(
+            self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1)),
+            self.to_v(x).unflatten(-1, (self.heads, -1)),
+        )
+
+    def attend(self, q: Tensor, kv: LayerKV) -> Tensor:
+        """Unmasked attention of `[B, N, h, d]` to all of `kv`, projected back to `[B, N, D]`."""
+        q, k, v = (x.transpose(1, 2) for x in (q, kv.k, kv.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.to_out[0](y.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-GELU, Linear (module names as in checkpoints)."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        project = nn.Module()
+        project.proj = nn.Linear(config.width, config.ffn_dim)
+        self.net = nn.ModuleList(
+            [project, nn.Identity(), nn.Linear(config.ffn_dim, config.width)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        return y
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm without gain, in fp32; gives fp32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; AdaLN from the timestep."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.attn1 = Attention(config)
+        self.attn2 = Attention(config)
+        self.norm2 = (
+            nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
+        )
+        self.ffn = FeedForward(config)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.width) / config.width**0.5)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: LayerKV, rope: RopeTable, past: LayerKV | None
+    ) -> tuple[Tensor, LayerKV]:
+        """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V."""
+        table = (self.scale_shift_table + modulation.float()).unsqueeze(3)
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
+        tokens = x.shape[1:3]
+
+        y = (layer_norm(x, self.eps) * (1 + scale1) + shift1).to(x.dtype).flatten(1, 2)
+        own = self.attn1.key_value(y)
+        k, v = rotate(own.k, rope), own.v
+        if past is not None:
+            k, v = torch.cat([past.k, k], dim=1), torch.cat([past.v, v], dim=1)
+        y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v))
+        x = (x.float() + y.unflatten(1, tokens) * gate1).to(x.dtype)
+
+        y = self._norm2(x).flatten(1, 2)
+        x = x + self.attn2.attend(self.attn2.query(y), text).unflatten(1, tokens)
+
+        y = (layer_norm(x, self.eps) * (1 + scale2) + shift2).to(x.dtype)
+        return (x.float() + self.ffn(y).float() * gate2).to(x.dtype), own
+
+    def _norm2(self, x: Tensor) -> Tensor:
+        if isinstance(self.norm2, nn.Identity):
+            return x
+        weight, bias = self.norm2.weight.float(), self.norm2.bias.float()
+        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
+
+
+def two_layers(inside: int, outside: int) -> nn.Module:
+    """A container of linear_1 and linear_2, as checkpoints name them."""
+    module = nn.Module()
+    module.linear_1 = nn.Linear(inside, outside)
+    module.linear_2 = nn.Linear(outside, outside)
+    return module
+
+
+class ConditionEmbedder(nn.Module):
+    """Timesteps and text to what the blocks take."""
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        self.freq_dim = config.freq_dim
+        self.time_embedder = two_layers(config.freq_dim, config.width)
+        self.time_proj = nn.Linear(config.width, config.width * 6)
+        self.text_embedder = two_layers(config.text_dim, config.width)
+
+    def time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`[B, 1 or T]` to the embedding `[B, 1 or T, D]` and the modulation `[.., 6, D]`."""
+        half = self.freq_dim // 2
+        ramp = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+        angles = timestep.float().unsqueeze(-1) * torch.exp(-math.log(10000.0) * ramp)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        one, two = self.time_embedder.linear_1, self.time_embedder.linear_2
+        embedding = two(F.silu(one(waves.to(one.weight.dtype)))).to(dtype)
+        modulation = self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+        return embedding, modulation
+
+    def text(self, text: Tensor) -> Tensor:
+        """`[B, L, text_dim]` to `[B, L, D]`."""
+        y: Tensor = self.text_embedder.linear_2(
+            F.gelu(self.text_embedder.linear_1(text), approximate="tanh")
+        )
+        return y
+
+
+class WanTransformer(nn.Module):
+    """Predicts flow (noise minus data) from noisy latents, a timestep on 0..1000 and text."""
+
+    keep_in_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "scale_shift_table", "norm2")
+
+    def __init__(self, config: WanTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv3d(
+            config.in_channels, config.width, config.patch_size, stride=config.patch_size
+        )
+        self.condition_embedder = ConditionEmbedder(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.proj_out = nn.Linear(config.width, config.out_channels * math.prod(config.patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.width) / config.width**0.5)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> WanTransformer:
+        """Build from a diffusers `config.json`, weights not yet set."""
+        return cls(WanTransformerConfig.from_dict(values))
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The whole clip at once, every token seeing every other.
+
+        `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
+        `[B, L, text_dim]` (zero-padded, no mask). Gives flow of the latents' shape.
+        """
+        return self.chunk(latents, timestep, self.text_kv(text), None)[0]
+
+    def text_kv(self, text: Tensor) -> KV:
+        """Keys and values of the text for all layers; compute once for each prompt."""
+        states = self.condition_embedder.text(text.to(self.dtype))
+        return [block.attn2.key_value(states) for block in self.blocks]
+
+    def past(self, frames: int, height: int, width: int, layers: KV) -> Past:
+        """Rotate cached keys by their place in the window: the oldest frame is at position 0.
+
+        `layers` holds `frames` latent frames (of `height` x `width` latent pixels) in order, as
+        `chunk` gave them.
+        """
+        rope = self._rope(0, frames, height, width, layers[0].k.device)
+        return Past(frames, [LayerKV(rotate(kv.k, rope), kv.v) for kv in layers])
+
+    def chunk(
+        self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None
+    ) -> tuple[Tensor, KV]:
+        """Latents `[B, C, T, H, W]` that attend to themselves and to `past`.
+
+        Gives flow of the same shape, and the chunk's own keys (not rotated) and values, to be
+        cached when the latents were clean. Raises `InputError` for sizes that patches do not tile.
+        """
+        b, c, t, height, width = latents.shape
+        _, patch_h, patch_w = self.config.patch_size
+        if c != self.config.in_channels or height % patch_h or width % patch_w:
+            raise InputError(
+                f"latents have shape {tuple(latents.shape)}; wanted {self.config.in_channels} "
+                f"channels, height and width multiples of {patch_h} and {patch_w}"
+            )
+        start = past.frames if past is not None else 0
+        rope = self._rope(start, t, height, width, latents.device)
+        x = self.patch_embedding(latents.to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
+        timestep = timestep.reshape(b, -1)
+        embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
+        own: list[LayerKV] = []
+        for i, block in enumerate(self.blocks):
+            seen = past.layers[i] if past is not None else None
+            x, kv = block(x, modulation, text[i], rope, seen)
+            own.append(kv)
+        shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
+        x = (layer_norm(x, self.config.eps) * (1 + scale) + shift).to(x.dtype)
+        return self._unpatch(self.proj_out(x), height, width), own
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are computed in."""
+        return self.proj_out.weight.dtype
+
+    def _rope(self, first: int, t: int, height: int, width: int, device: torch.device) -> RopeTable:
+        _, patch_h, patch_w = self.config.patch_size
+        rows, columns = height // patch_h, width // patch_w
+        return rope_table(first, t, rows, columns, self.config.attention_head_dim, device=device)
+
+    def _unpatch(self, x: Tensor, height: int, width: int) -> Tensor:
+        """`[B, T, n, patch_h patch_w C]`, channels fastest, to `[B, C, T, H, W]`."""
+        b, t = x.shape[:2]
+        _, p, q = self.config.patch_size
+        x = x.reshape(b, t, height // p, width // q, p, q, self.config.out_channels)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(b, -1, t, height, width)

@@ -1,0 +1,161 @@
+"""The DiT against diffusers' module: whole clip, and cached chunks under a block-causal mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch.nn import functional as F
+
+from livereel.engine.errors import CheckpointError, InputError
+from livereel.engine.layers.rope import rope_table, rotate
+from livereel.engine.models.wan.transformer import LayerKV, WanTransformer
+
+TINY: dict[str, Any] = dict(
+    num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=12,
+    freq_dim=32, ffn_dim=64, num_layers=3,
+)  # fmt: skip
+
+
+def pair(**changes: Any) -> tuple[WanTransformer3DModel, WanTransformer]:
+    torch.manual_seed(0)
+    theirs = WanTransformer3DModel(**(TINY | changes)).eval()
+    for name, p in theirs.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(p, mean=float("norm" in name), std=0.3)
+    ours = WanTransformer.from_config(dict(theirs.config)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("frames,height,width", [(1, 2, 2), (5, 6, 10), (2, 10, 6)])
+@pytest.mark.parametrize("cross_attn_norm", [True, False])
+@torch.no_grad()
+def test_whole_clip_equals_diffusers(
+    frames: int, height: int, width: int, cross_attn_norm: bool
+) -> None:
+    theirs, ours = pair(cross_attn_norm=cross_attn_norm)
+    x, text = torch.randn(2, 4, frames, height, width), torch.randn(2, 7, 12)
+    t = torch.tensor([999.0, 250.5])
+    expected = theirs(x, t, text, return_dict=False)[0]
+    assert relative_error(ours(x, t, text), expected) <= 1e-4
+
+
+class BlockCausal:
+    """An attention processor for diffusers' attn1: each token sees its own chunk and earlier ones.
+
+    Written from the definition: all keys, a mask, complex rotation.
+    """
+
+    def __init__(self, chunk_of_token: torch.Tensor) -> None:
+        self.mask = chunk_of_token[:, None] >= chunk_of_token[None, :]
+
+    def __call__(
+        self, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None,
+        attention_mask: Any = None, rotary_emb: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(2, (attn.heads, -1))
+
+        def turn(x: torch.Tensor) -> torch.Tensor:
+            pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+            angle = torch.complex(rotary_emb[0][..., 0::2].double(), rotary_emb[1][..., 1::2].double())
+            return torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
+
+        q = turn(heads(attn.norm_q(attn.to_q(hidden))))
+        k = turn(heads(attn.norm_k(attn.to_k(hidden))))
+        v = heads(attn.to_v(hidden))
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask
+        )
+        return attn.to_out[0](y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("chunks", [[1, 1, 1], [3, 3], [2, 3, 1], [1, 5]])
+@torch.no_grad()
+def test_cached_chunks_equal_diffusers_under_a_block_causal_mask(chunks: list[int]) -> None:
+    theirs, ours = pair()
+    height, width, tokens = 6, 4, 6
+    x, text = torch.randn(1, 4, sum(chunks), height, width), torch.randn(1, 5, 12)
+    kv, cached, first = ours.text_kv(text), [], 0
+    for index, length in enumerate(chunks):
+        frames = slice(first, first + length)
+        past = None
+        if first:
+            layers = [
+                LayerKV(torch.cat([c[i].k for c in cached], 1), torch.cat([c[i].v for c in cached], 1))
+                for i in range(3)
+            ]
+            past = ours.past(first, height, width, layers)
+        flow, _ = ours.chunk(x[:, :, frames], torch.tensor([700.0]), kv, past)
+
+        # The same in one forward of diffusers: the past at t=0, this chunk at t=700.
+        times = torch.zeros(1, first + length)
+        times[:, first:] = 700.0
+        owner = torch.arange(index + 1).repeat_interleave(torch.tensor(chunks[: index + 1]) * tokens)
+        for block in theirs.blocks:
+            block.attn1.set_processor(BlockCausal(owner))
+        oracle = theirs(
+            x[:, :, : first + length], times.repeat_interleave(tokens, 1), text, return_dict=False
+        )[0]
+        assert relative_error(flow, oracle[:, :, frames]) <= 1e-4
+
+        _, clean = ours.chunk(x[:, :, frames], torch.zeros(1), kv, past)
+        cached.append(clean)
+        first += length
+
+
+@torch.no_grad()
+def test_a_timestep_for_each_frame_equals_diffusers_tokens() -> None:
+    theirs, ours = pair()
+    x, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 5, 12)
+    t = torch.tensor([[0.0, 500.0, 999.0]])
+    expected = theirs(x, t.repeat_interleave(4, 1), text, return_dict=False)[0]
+    assert relative_error(ours(x, t, text), expected) <= 1e-4
+
+
+def test_attention_depends_on_distances_alone() -> None:
+    q, k = torch.randn(1, 4, 2, 48), torch.randn(1, 4, 2, 48)
+    cpu = torch.device("cpu")
+
+    def logits(first: int) -> torch.Tensor:
+        table = rope_table(first, 1, 2, 2, 48, device=cpu)
+        past = rope_table(first - 3, 1, 2, 2, 48, device=cpu)
+        return torch.einsum("bnhd,bmhd->bhnm", rotate(q, table), rotate(k, past))
+
+    assert torch.allclose(logits(3), logits(2**20), atol=1e-4)
+
+
+SIZES = {
+    "1.3B": (dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), 1_418_996_800),
+    "14B": (dict(num_attention_heads=40, ffn_dim=13824, num_layers=40), 14_288_491_584),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_full_sizes_equal_diffusers_in_keys_shapes_and_count(size: str) -> None:
+    config, count = SIZES[size]
+    with torch.device("meta"):
+        theirs = WanTransformer3DModel(**config)
+        ours = WanTransformer.from_config(dict(theirs.config))
+    shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    assert {k: tuple(v.shape) for k, v in ours.state_dict().items()} == shapes
+    assert sum(p.numel() for p in ours.parameters()) == count
+
+
+def test_layouts_of_other_families_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="image_dim=1280"):
+        WanTransformer.from_config({"image_dim": 1280})
+
+
+def test_a_size_that_patches_do_not_tile_is_refused() -> None:
+    _, ours = pair()
+    with pytest.raises(InputError, match="multiples of 2 and 2"):
+        ours(torch.zeros(1, 4, 1, 5, 4), torch.zeros(1), torch.zeros(1, 2, 12))
