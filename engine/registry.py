@@ -1,7 +1,13 @@
-"""Which class runs a component: class names as diffusers writes them, resolved on first use."""
+"""Model families by name: the class that runs a component, and how its weights may be laid out.
+
+Both tables hold strings, resolved on first use. A new model is a folder under `models/` and a row
+in each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +17,28 @@ CLASSES: dict[str, str] = {
     "WanTransformer3DModel": "livereel.engine.models.wan.transformer:WanTransformer",
     "AutoencoderKLWan": "livereel.engine.models.wan.vae:WanVAE",
 }
+LAYOUTS: tuple[str, ...] = (
+    "livereel.engine.models.wan.keys:TRANSFORMER",
+    "livereel.engine.models.wan.keys:VAE",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one component's weights are recognized, renamed and configured.
+
+    The two maps take all names of a file at once and give `{name: renamed}`; a name they do not
+    know, or which is in the wanted layout already, stays as it is. `matches` takes names in either
+    layout. `config(shapes, num_heads)` takes diffusers' names and gives a diffusers `config.json`;
+    it raises `CheckpointError` when shapes do not say enough or contradict each other.
+    """
+
+    component: str
+    class_name: str
+    to_diffusers: Callable[[Collection[str]], dict[str, str]]
+    to_original: Callable[[Collection[str]], dict[str, str]]
+    matches: Callable[[Collection[str]], bool]
+    config: Callable[[Mapping[str, tuple[int, ...]], int | None], dict[str, Any]]
 
 
 def resolve(class_name: str) -> type[Any]:
@@ -24,6 +52,20 @@ def resolve(class_name: str) -> type[Any]:
             f"{class_name[:64]!r} is not a model class that LiveReel runs; "
             f"it runs {', '.join(CLASSES)}"
         )
-    module, _, name = target.partition(":")
-    found: type[Any] = getattr(import_module(module), name)
+    found: type[Any] = _load(target)
     return found
+
+
+def layouts() -> tuple[Layout, ...]:
+    """Every known layout, in the table's order."""
+    return tuple(_load(target) for target in LAYOUTS)
+
+
+def layout_of(class_name: str) -> Layout | None:
+    """The layout of the weights of `class_name`, if its originals come in one of their own."""
+    return next((layout for layout in layouts() if layout.class_name == class_name), None)
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

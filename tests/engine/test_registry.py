@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+
 from livereel.engine import registry
 from livereel.engine.errors import CheckpointError
 
@@ -23,3 +24,10 @@ def test_a_row_is_imported_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_row_resolves_to_a_module_built_from_a_config(name: str) -> None:
     found = registry.resolve(name)
     assert callable(found.from_config)
+
+
+def test_every_layout_belongs_to_a_class_of_the_table() -> None:
+    found = {layout.class_name for layout in registry.layouts()}
+    assert found <= set(registry.CLASSES)
+    assert all(registry.layout_of(name) is not None for name in found)
+    assert registry.layout_of("UNet2DModel") is None

@@ -99,23 +99,21 @@ def transformer_config(shapes: Shapes, num_heads: int | None = None) -> dict[str
     if layers != set(range(len(layers))):
         raise CheckpointError(f"the weights hold {len(layers)} blocks, not numbered from 0 on")
     image = "condition_embedder.image_embedder."
-    added = "blocks.0.attn2.add_k_proj.weight"
-    positions = image + "pos_embed"
     return {
         "_class_name": "WanTransformer3DModel",
-        "added_kv_proj_dim": shapes[added][1] if added in shapes else None,
+        "added_kv_proj_dim": _optional(shapes, "blocks.0.attn2.add_k_proj.weight", 2, 1),
         "attention_head_dim": width // heads,
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
         "eps": 1e-06,
         "ffn_dim": _shape(shapes, "blocks.0.ffn.net.0.proj.weight", 2)[0],
         "freq_dim": _shape(shapes, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
-        "image_dim": shapes[image + "norm1.weight"][0] if image + "norm1.weight" in shapes else None,
+        "image_dim": _optional(shapes, image + "norm1.weight", 1, 0),
         "in_channels": in_channels,
         "num_attention_heads": heads,
         "num_layers": len(layers),
         "out_channels": _shape(shapes, "proj_out.weight", 2)[0] // math.prod(patch),
         "patch_size": patch,
-        "pos_embed_seq_len": shapes[positions][1] if positions in shapes else None,
+        "pos_embed_seq_len": _optional(shapes, image + "pos_embed", 3, 1),
         "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in shapes else None,
         "rope_max_seq_len": 1024,
         "text_dim": _shape(shapes, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
@@ -123,10 +121,14 @@ def transformer_config(shapes: Shapes, num_heads: int | None = None) -> dict[str
 
 
 def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
-    shape = shapes.get(name)
-    if shape is None or len(shape) != ndim:
+    shape = shapes.get(name, ())
+    if len(shape) != ndim or 0 in shape:
         raise CheckpointError(f"the weights hold no {name!r} of {ndim} dimensions")
     return shape
+
+
+def _optional(shapes: Shapes, name: str, ndim: int, axis: int) -> int | None:
+    return _shape(shapes, name, ndim)[axis] if name in shapes else None
 
 
 # --- VAE -------------------------------------------------------------------------------------
@@ -162,7 +164,8 @@ def vae_to_diffusers(names: Collection[str]) -> dict[str, str]:
     Wan numbers a decoder's layers through; diffusers groups them by level. The first layer that
     doubles the picture tells how long a level is.
     """
-    ends = [int(m[1]) for n in names if (m := re.match(r"decoder\.upsamples\.(\d{1,4})\.resample", n))]
+    pattern = re.compile(r"decoder\.upsamples\.(\d{1,4})\.resample\.")
+    ends = [int(m[1]) for name in names if (m := pattern.match(name))]
     per_level = min(ends) + 1 if ends else 0
     return {name: _vae_name(name, per_level) for name in names}
 
@@ -244,7 +247,7 @@ def vae_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
     patch = math.isqrt(in_channels // 3)
     if not all(widths) or any(level[0] % base for level in widths) or 3 * patch**2 != in_channels:
         raise CheckpointError("the VAE's weights are not in the layout of Wan 2.1")
-    statistics = {} if z_dim == 16 else {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
+    neutral = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
     return {
         "_class_name": "AutoencoderKLWan",
         "attn_scales": [],
@@ -260,7 +263,7 @@ def vae_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
         "scale_factor_temporal": 2 ** sum(time),
         "temperal_downsample": time,
         "z_dim": z_dim,
-        **statistics,
+        **({} if z_dim == 16 else neutral),
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.loaders import single_file_utils
+
 from livereel.engine.errors import CheckpointError
 from livereel.engine.models.wan import keys
 
