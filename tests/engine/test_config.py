@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+
 from livereel.engine.config import DEFAULT_SELF_FORCING, StreamConfig
 from livereel.engine.errors import CheckpointError, InputError
 

@@ -1,0 +1,1 @@
+"""Models on disk: opened, checked, loaded, written and converted."""
