@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -43,9 +43,11 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     for word in words:
         if tokenizer.encode(word, add_special_tokens=False).ids != [vocabulary[word]]:
             raise InputError(f"a vocabulary's words must be lower-case and whole, got {word!r}")
-    return PreTrainedTokenizerFast(
+    cls: Any = PreTrainedTokenizerFast  # untyped in some releases
+    built: PreTrainedTokenizerFast = cls(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN
     )
+    return built
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

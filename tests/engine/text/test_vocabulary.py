@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from livereel.engine.errors import InputError
 from livereel.engine.text.vocabulary import build_tokenizer, save_tokenizer
 
