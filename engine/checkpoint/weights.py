@@ -115,17 +115,21 @@ def load_weights(
     dtype: torch.dtype | None = None,
     key_map: KeyMap | None = None,
     tied: Mapping[str, str] | None = None,
+    keep_in_fp32: Collection[str] | None = None,
 ) -> None:
     """Fill `module`, built on the meta device, from safetensors; leave it frozen and in eval mode.
 
     Floating-point tensors become `dtype` (None keeps the file's), but those stay float32 of which a
-    part of the dotted name stands in the module's `keep_in_fp32`. `key_map` renames a file's names
-    to the module's. `tied` maps a name that a file may leave out to the one whose tensor it shares.
+    part of the dotted name stands in `keep_in_fp32`, by default the module's attribute of that
+    name. `key_map` renames a file's names to the module's. `tied` maps a name that a file may leave
+    out to the one whose tensor it shares.
 
     Raises `CheckpointError` when names are missing or unknown or a shape differs, before any tensor
     is read, and when a file is missing, truncated or corrupt.
     """
-    keep: frozenset[str] = frozenset(getattr(module, "keep_in_fp32", ()))
+    if keep_in_fp32 is None:
+        keep_in_fp32 = getattr(module, "keep_in_fp32", ())
+    keep = frozenset(keep_in_fp32)
     with Weights(weight_files(path)) as weights:
         source = _sources(weights, key_map, tied or {}, path)
         check_shapes(module, {name: weights.shapes[key] for name, key in source.items()}, path)
