@@ -1,0 +1,1 @@
+"""Frames in and out: files, folders of pictures, contact sheets."""

@@ -1,0 +1,107 @@
+"""Pictures and clips to frames, in bounded memory whatever the file claims to hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import InputError
+from .place import ACCURATE
+
+if TYPE_CHECKING:
+    from ..types import Frames
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Pixels that one picture or frame may have: a small file can claim a huge picture."""
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+def read_image(path: str | Path, width: int, height: int) -> Frames:
+    """Read a picture, cut it at its center to the aspect wanted and scale it.
+
+    Turns it as its EXIF data says and lays what is transparent on black. Returns uint8
+    `[height, width, 3]`. Raises `InputError` when the file is missing, damaged, larger than
+    `MAX_PIXELS` or not PNG, JPEG, WebP, GIF or BMP.
+    """
+    try:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            _check_size(path, image.width, image.height)
+            upright = ImageOps.exif_transpose(image)
+            fitted = ImageOps.fit(_to_rgb(upright), (width, height), Image.Resampling.LANCZOS)
+    except FileNotFoundError:
+        raise InputError(f"there is no picture {path}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not a {', '.join(_IMAGE_FORMATS)} picture") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} has more than the {MAX_PIXELS} pixels allowed") from None
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"cannot read the picture {path}: {_reason(error)}") from error
+    return np.asarray(fitted, dtype=np.uint8).copy()
+
+
+def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
+    """Read up to `max_frames` frames: uint8 `[F, H, W, 3]` and frames a second.
+
+    Files that name no color matrix are taken for BT.709, as LiveReel writes them. Raises
+    `InputError` when the file is missing, damaged, too large or holds no video.
+    """
+    if max_frames < 1:
+        raise InputError(f"max_frames must be at least 1, got {max_frames}")
+    frames: list[Frames] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path} holds no video")
+            stream = container.streams.video[0]
+            _check_size(path, stream.codec_context.width, stream.codec_context.height)
+            rate = stream.average_rate or stream.guessed_rate
+            for frame in container.decode(stream):
+                _check_size(path, frame.width, frame.height)
+                if frames and frames[0].shape[:2] != (frame.height, frame.width):
+                    raise InputError(f"{path} changes its picture size midway")
+                unspecified = frame.colorspace == 2 and not frame.format.is_rgb
+                source = Colorspace.ITU709 if unspecified else None
+                picture = frame.reformat(
+                    format="rgb24", src_colorspace=source, interpolation=ACCURATE
+                )
+                frames.append(picture.to_ndarray().astype(np.uint8, copy=False))
+                if len(frames) == max_frames:
+                    break
+    except FileNotFoundError:
+        raise InputError(f"there is no video {path}") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the video {path}: {_reason(error)}") from error
+    if not frames or not rate:
+        raise InputError(f"{path} holds no video frame")
+    return np.stack(frames), float(rate)
+
+
+def _check_size(path: str | Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{path} is {width}x{height}, more than the {MAX_PIXELS} pixels allowed")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, without its full stop."""
+    strerror = getattr(error, "strerror", None)
+    lines = str(strerror or error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from livereel.engine import InputError, Video
+from livereel.engine.media.reader import read_image, read_video
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Red on the left, green on the right."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = (255, 0, 0)
+    pixels[:, width // 2 :] = (0, 255, 0)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "bmp"])
+def test_a_picture_is_cut_at_its_center_and_scaled(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"wide.{ending}"
+    halves(200, 50).save(path)
+    frame = read_image(path, 64, 32)
+    assert frame.shape == (32, 64, 3)
+    assert frame.dtype == np.uint8
+    assert np.abs(frame[16, 4].astype(int) - (255, 0, 0)).max() < 12
+    assert np.abs(frame[16, 60].astype(int) - (0, 255, 0)).max() < 12
+    assert frame.flags.writeable
+
+
+def test_a_turned_photo_comes_upright(tmp_path: Path) -> None:
+    photo = halves(64, 64)
+    exif = photo.getexif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    photo.save(tmp_path / "turned.png", exif=exif)
+    frame = read_image(tmp_path / "turned.png", 32, 32)
+    assert tuple(frame[4, 16]) == (255, 0, 0)
+    assert tuple(frame[28, 16]) == (0, 255, 0)
+
+
+def test_other_pixel_formats(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    clear.save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", 16, 16).max() == 0
+    deep = Image.fromarray(np.full((16, 16), 0x8000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    assert (read_image(tmp_path / "deep.png", 16, 16) == 128).all()
+    halves(16, 16).convert("P").save(tmp_path / "palette.png")
+    assert tuple(read_image(tmp_path / "palette.png", 16, 16)[8, 2]) == (255, 0, 0)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def part(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    data = part(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + header + data + part(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_that_claims(side, side))
+    with pytest.raises(InputError, match="pixels allowed"):
+        read_image(path, 64, 64)
+
+
+def test_a_damaged_or_foreign_picture_is_one_sentence(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "claims.png").write_bytes(png_that_claims(64, 64))
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "figure.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("cut.png", "claims.png", "text.png", "figure.eps", "folder.png", "missing.png"):
+        with pytest.raises(InputError, match=name) as caught:
+            read_image(tmp_path / name, 32, 32)
+        assert "\n" not in str(caught.value)
+
+
+def test_read_video_stops_at_max_frames(tmp_path: Path) -> None:
+    frames = np.repeat(np.arange(0, 200, 20, dtype=np.uint8), 32 * 32 * 3).reshape(10, 32, 32, 3)
+    path = Video(frames=frames, fps=8).save(tmp_path / "clip.mp4")
+    back, fps = read_video(path, 4)
+    assert back.shape == (4, 32, 32, 3)
+    assert fps == 8
+    assert np.abs(back.astype(int) - frames[:4]).max() < 8
+
+
+def test_a_damaged_or_foreign_video_is_one_sentence(tmp_path: Path) -> None:
+    frames = np.zeros((3, 32, 32, 3), np.uint8)
+    whole = Video(frames=frames, fps=8).save(tmp_path / "whole.mp4")
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:200])
+    (tmp_path / "text.mp4").write_text("not a video")
+    for name in ("cut.mp4", "text.mp4", "missing.mp4"):
+        with pytest.raises(InputError, match=name) as caught:
+            read_video(tmp_path / name, 10)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="max_frames"):
+        read_video(whole, 0)
