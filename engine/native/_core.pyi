@@ -1,0 +1,19 @@
+"""The C++ core: noise. Layouts and formulas stand in `csrc/philox.h`."""
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """One block of Philox 4x32-10: a counter of four and a key of two 32-bit words to four words.
+
+    Raises `TypeError` for another number of words or one that is negative or above 32 bits.
+    """
+
+def fill_normal(out: Buffer, *, seed: int, chunk: int, step: int) -> None:
+    """Fill `out` (float32, one-dimensional, contiguous) with the normals of (seed, chunk, step).
+
+    Seed and chunk are unsigned 64-bit, step unsigned 32-bit. Gives up the GIL while it works.
+    Raises `TypeError` when a number does not fit, `ValueError` for another buffer and `BufferError`
+    for one that is read-only.
+    """
