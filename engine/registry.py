@@ -20,6 +20,7 @@ CLASSES: dict[str, str] = {
 LAYOUTS: tuple[str, ...] = (
     "livereel.engine.models.wan.keys:TRANSFORMER",
     "livereel.engine.models.wan.keys:VAE",
+    "livereel.engine.text.keys:UMT5",
 )
 
 

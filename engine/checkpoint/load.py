@@ -102,8 +102,9 @@ def find_layout(names: Mapping[str, Any], source: str | Path) -> registry.Layout
 
 
 def heads_beside(path: Path) -> int | None:
-    """The number of heads that a `config.json` in the file's folder gives, in either spelling."""
-    beside = path.parent / "config.json"
+    """The number of heads that a `config.json` beside a file, or in a folder, gives in either
+    spelling."""
+    beside = (path if path.is_dir() else path.parent) / "config.json"
     if not beside.is_file():
         return None
     config = read_json(beside)

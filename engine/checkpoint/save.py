@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -99,45 +101,89 @@ def save_component(
     *,
     stem: str = STEMS[0],
     shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+    keep_in_fp32: Collection[str] = (),
 ) -> None:
     """Write `config.json` and the weights of one component into `folder/name`.
 
     Weights of more than `shard_bytes` are split, in the given order, into files of at most that
     size (a larger tensor has one to itself) with diffusers' index. Transformers' components want
-    the `stem` "model".
+    the `stem` "model". Floats are written as `dtype` (None: as they are), but those as float32 of
+    which a part of the dotted name stands in `keep_in_fp32`. No more than a file's tensors are held
+    in memory beside the given ones.
     """
     path = folder / name
     path.mkdir(parents=True)
     write_json(path / "config.json", config)
-    shards = _split(tensors, shard_bytes)
-    if len(shards) == 1:
-        _save(shards[0], path / f"{stem}.safetensors")
-        return
+    dtypes = {
+        key: _written_dtype(key, tensor, dtype, frozenset(keep_in_fp32))
+        for key, tensor in tensors.items()
+    }
+    sizes = {key: tensor.numel() * dtypes[key].itemsize for key, tensor in tensors.items()}
+    shards = _split(sizes, shard_bytes)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(shard, path / file)
-        weight_map.update(dict.fromkeys(shard, file))
-    index = {"metadata": {"total_size": sum(map(_bytes, tensors.values()))}}
-    write_json(path / f"{stem}.safetensors.index.json", {**index, "weight_map": weight_map})
+    for number, keys in enumerate(shards, 1):
+        part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file = f"{stem}{part}.safetensors"
+        _save({key: _owned(tensors[key], dtypes[key]) for key in keys}, path / file)
+        weight_map.update(dict.fromkeys(keys, file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(path / f"{stem}.safetensors.index.json", index)
 
 
-def _split(tensors: Mapping[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + _bytes(tensor) > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += _bytes(tensor)
+def _written_dtype(
+    name: str, tensor: Tensor, dtype: torch.dtype | None, keep: frozenset[str]
+) -> torch.dtype:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.dtype
+    return dtype if keep.isdisjoint(name.split(".")) else torch.float32
+
+
+def _split(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
     return shards
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _owned(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous, and the only tensor in its storage, as the format wants it."""
+    tensor = tensor.detach().to(dtype)
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    # Names that share one tensor each get a copy of it, which the format does not do without.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(f"{path.name} cannot be written: {error}") from error
+
+
+def save_scheduler(folder: Path, *, shift: float) -> tuple[str, str]:
+    """Write the scheduler that diffusers' pipeline samples whole clips with; gives its class."""
+    config = {
+        "_class_name": "UniPCMultistepScheduler",
+        "final_sigmas_type": "zero",
+        "flow_shift": shift,
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "use_flow_sigmas": True,
+    }
+    (folder / "scheduler").mkdir(parents=True)
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
+    return "diffusers", "UniPCMultistepScheduler"

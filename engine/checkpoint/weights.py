@@ -50,7 +50,7 @@ class Weights:
             raise CheckpointError(f"{path} does not exist")
         try:
             handle = self._stack.enter_context(safe_open(str(path), framework="pt", device="cpu"))
-            for name in handle.keys():  # noqa: SIM118, a handle is no mapping
+            for name in handle.keys():
                 if name in self._home:
                     raise CheckpointError(f"{path} repeats {name!r}, which another file holds too")
                 part = handle.get_slice(name)

@@ -9,7 +9,7 @@ Shapes: B prompts, L tokens, D width of the encoder.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ..checkpoint.folder import open_folder, read_json
 from ..checkpoint.weights import load_weights
 from ..errors import CheckpointError, InputError
 from .cleaning import MAX_CHARACTERS, clean
+from .keys import TIED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,7 +68,7 @@ class TextEncoder:
                 f"{path} has a {component.class_name[:64]} as its text encoder; "
                 f"LiveReel runs UMT5EncoderModel"
             )
-        model = _build(component.config, component.path / "config.json")
+        model = build_encoder(component.config, component.path / "config.json")
         load_weights(
             model,
             component.path,
@@ -75,10 +76,7 @@ class TextEncoder:
             dtype=dtype,
             # The last layer of T5's feed-forward overflows float16; bfloat16 has the range.
             keep_in_fp32=("wo",) if dtype == torch.float16 else (),
-            tied={
-                "encoder.embed_tokens.weight": "shared.weight",
-                "shared.weight": "encoder.embed_tokens.weight",
-            },
+            tied=TIED,
         )
         return cls(model, _load_tokenizer(Path(path) / "tokenizer"))
 
@@ -177,8 +175,11 @@ def _checked(prompt: str) -> str:
     return prompt
 
 
-def _build(values: Any, source: Path) -> UMT5EncoderModel:
-    """The encoder on the meta device."""
+def build_encoder(values: Mapping[str, Any], source: Path) -> UMT5EncoderModel:
+    """The encoder that a `config.json` describes, without memory for its weights (meta device).
+
+    Raises `CheckpointError` that names `source` when it describes none.
+    """
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
