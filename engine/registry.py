@@ -7,7 +7,7 @@ in each.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ from .errors import CheckpointError
 CLASSES: dict[str, str] = {
     "WanTransformer3DModel": "livereel.engine.models.wan.transformer:WanTransformer",
     "AutoencoderKLWan": "livereel.engine.models.wan.vae:WanVAE",
+    "UMT5EncoderModel": "livereel.engine.text.encoder:UMT5Encoder",
 }
 LAYOUTS: tuple[str, ...] = (
     "livereel.engine.models.wan.keys:TRANSFORMER",
@@ -31,7 +32,8 @@ class Layout:
     The two maps take all names of a file at once and give `{name: renamed}`; a name they do not
     know, or which is in the wanted layout already, stays as it is. `matches` takes names in either
     layout. `config(shapes, num_heads)` takes diffusers' names and gives a diffusers `config.json`;
-    it raises `CheckpointError` when shapes do not say enough or contradict each other.
+    it raises `CheckpointError` when shapes do not say enough or contradict each other. `tied` maps
+    a name that a file may leave out to the one whose tensor it shares.
     """
 
     component: str
@@ -40,6 +42,7 @@ class Layout:
     to_original: Callable[[Collection[str]], dict[str, str]]
     matches: Callable[[Collection[str]], bool]
     config: Callable[[Mapping[str, tuple[int, ...]], int | None], dict[str, Any]]
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 def resolve(class_name: str) -> type[Any]:

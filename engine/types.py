@@ -5,15 +5,17 @@ Shape legend: B batch, T latent frames, F pixel frames, H W space, C channels, L
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor
 
-    Frames = npt.NDArray[np.uint8]
+    Frames: TypeAlias = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +97,89 @@ class FrameSink(Protocol):
         """Drop what was written; leave nothing behind."""
 
 
+@dataclass(frozen=True)
+class LayerKV:
+    """Keys and values of one attention layer: `[B, tokens, h, d]` each, h heads of width d."""
+
+    k: Tensor
+    v: Tensor
+
+
+KV: TypeAlias = Sequence[LayerKV]
+"""Keys and values of all layers of a DiT."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a chunk attends to besides itself: rotated keys, and values, of `frames` latent frames."""
+
+    frames: int
+    layers: KV
+
+
 class Denoiser(Protocol):
     """A DiT that predicts flow for a whole clip."""
 
-    def __call__(self, latents: Any, timestep: Any, text: Any) -> Any:
+    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """Latents `[B, C, T, H, W]`, timestep `[B]` or `[B, T]` on 0..1000, text `[B, L, D]`;
         gives flow (noise minus data) of the latents' shape."""
+
+
+class CausalDenoiser(Protocol):
+    """A DiT that predicts flow for one chunk of a stream, given what it has cached of the past."""
+
+    def text_kv(self, text: Tensor) -> KV:
+        """Text `[B, L, D]` to the keys and values that cross-attention reads."""
+
+    def past(self, frames: int, height: int, width: int, layers: KV) -> Past:
+        """Cached keys and values of `frames` latent frames in order, oldest first, made ready."""
+
+    def chunk(
+        self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None
+    ) -> tuple[Tensor, KV]:
+        """Flow of the latents' shape, and the chunk's own keys (not rotated) and values."""
+
+
+class Transformer(Denoiser, CausalDenoiser, Protocol):
+    """A DiT that runs both ways."""
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+
+    @property
+    def spatial_patch(self) -> int:
+        """Height and width of the latent must be multiples of this."""
 
 
 class Decoder(Protocol):
     """A causal VAE decoder with explicit state."""
 
-    def decode(self, latents: Any, state: Any = None) -> tuple[Any, Any]:
+    def decode(
+        self, latents: Tensor, caches: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Latents `[B, C, T, H, W]` (un-normalized) and conv caches, or None at a stream's start;
         gives frames `[B, 3, F, H, W]` in [-1, 1] and the new caches."""
+
+
+class VAE(Decoder, Protocol):
+    """A causal VAE: encoder, decoder and the scale of its latents."""
+
+    def encode(
+        self, frames: Tensor, caches: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Frames `[B, 3, F, H, W]` in [-1, 1] to latents (un-normalized) and the new caches."""
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Latents to the DiT's scale."""
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+
+    @property
+    def temporal_factor(self) -> int:
+        """Pixel frames that a latent frame stands for; a stream's first stands for one."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels of each side that a latent pixel stands for."""

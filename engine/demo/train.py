@@ -1,6 +1,7 @@
 """Train the model that ships: first its VAE, then its text encoder and DiT on the VAE's latents.
 
     python -m livereel.engine.demo.train vae --run runs/demo --minutes 40
+    python -m livereel.engine.demo.train latents --run runs/demo --clips 3000
     python -m livereel.engine.demo.train dit --run runs/demo --minutes 80
     python -m livereel.engine.demo.train pack --run runs/demo --out engine/demo/weights
 
@@ -19,7 +20,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.layout import channels_last
+from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import WanVAE
+from ..text.vocabulary import build_tokenizer
+from ..types import KV, LayerKV, Past
 from . import scenes
 
 VAE_CONFIG: dict[str, Any] = {
@@ -44,6 +49,33 @@ VAE_CONFIG: dict[str, Any] = {
     "scale_factor_spatial": 8,
     "scale_factor_temporal": 4,
 }
+DIT_CONFIG: dict[str, Any] = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 128,
+    "freq_dim": 256,
+    "ffn_dim": 1024,
+    "num_layers": 5,
+    "cross_attn_norm": True,
+}
+TEXT_CONFIG: dict[str, Any] = {
+    "d_model": 128,
+    "d_kv": 32,
+    "d_ff": 256,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+MAX_TEXT = 16
+"""Tokens that every caption is zero-padded to; the longest has 12 with its end mark."""
+
+TIME_SHIFT = 3.0
+"""Warp of the noise levels, in training and in the steps of sampling."""
 
 
 def to_float(frames: np.ndarray[Any, Any]) -> Tensor:
@@ -55,6 +87,11 @@ def random_caption(rng: np.random.Generator) -> scenes.Caption:
     """A caption that training may see; a third have no size word, a third each are large, small."""
     captions = scenes.training_captions()
     return captions[int(rng.integers(len(captions)))]
+
+
+def words() -> list[str]:
+    """Every word of the captions, in a fixed order."""
+    return sorted({word for caption in scenes.all_captions() for word in caption.text.split()})
 
 
 def render_clip(
@@ -228,19 +265,212 @@ def train_vae(run: Path, *, minutes: float, rate: float, seed: int, full_share: 
         load_weights(vae, path)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Normalized latents of many clips, `[clips, C, T, H, W]`, and a caption for each chunk."""
+
+    latents: Tensor
+    captions: Tensor  # [clips, chunks], rows of scenes.all_captions()
+    mean: Tensor  # [C]
+    std: Tensor  # [C]
+
+
+CHUNKS = (1, 3, 3, 3)
+"""Latent frames of the chunks that the DiT is trained on; the first is one picture."""
+
+
+def render_story(rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """A clip of `CHUNKS` and its captions; in four of ten the caption changes at a chunk's edge."""
+    index = {caption: i for i, caption in enumerate(scenes.all_captions())}
+    scene = scenes.Scene.sample(random_caption(rng), rng)
+    edges = [0, *(1 + 4 * (sum(CHUNKS[:i]) - 1) for i in range(1, len(CHUNKS) + 1))]
+    cut = int(rng.integers(2, len(CHUNKS))) if rng.random() < 0.4 else None
+    frames, captions = [], []
+    for chunk, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        if chunk == cut:
+            scene = scene.switch(random_caption(rng), start)
+        frames.append(scene.render(start, stop - start))
+        captions.append(index[scene.caption])
+    return np.concatenate(frames), captions
+
+
+@torch.no_grad()
+def encode_pool(run: Path, *, clips: int, seed: int) -> None:
+    """Draw clips, encode them with the trained VAE and keep the latents for the DiT."""
+    from safetensors.torch import save_file
+
+    vae = WanVAE.from_config(VAE_CONFIG).eval()
+    load_weights(vae, run / "vae.safetensors")
+    vae = vae.to(torch.bfloat16)
+    channels_last(vae)
+    rng = np.random.default_rng(seed + 1000)
+    latents = torch.empty(clips, VAE_CONFIG["z_dim"], sum(CHUNKS), 16, 16, dtype=torch.bfloat16)
+    captions = torch.empty(clips, len(CHUNKS), dtype=torch.int64)
+    stories = prefetch(iter(lambda: render_story(rng), None))
+    for i in range(clips):
+        frames, labels = next(stories)
+        clip = to_float(frames[None]).to(torch.bfloat16)
+        latents[i] = vae.encode(clip.contiguous(memory_format=torch.channels_last_3d))[0][0]
+        captions[i] = torch.tensor(labels)
+        if i % 200 == 199:
+            print(f"{i + 1} of {clips} clips encoded", flush=True)
+    sample = latents.float()
+    mean, std = sample.mean(dim=(0, 2, 3, 4)), sample.std(dim=(0, 2, 3, 4))
+    path = run / "pool.safetensors"
+    tensors = {"latents": latents, "captions": captions, "mean": mean, "std": std}
+    save_file(tensors, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def load_pool(run: Path) -> Pool:
+    """What `encode_pool` wrote, normalized."""
+    from safetensors.torch import load_file
+
+    data = load_file(run / "pool.safetensors")
+    column = (1, -1, 1, 1, 1)
+    latents = (data["latents"].float() - data["mean"].view(column)) / data["std"].view(column)
+    return Pool(latents, data["captions"], data["mean"], data["std"])
+
+
+class TextToVideo(nn.Module):
+    """What the DiT stage trains: a word-level UMT5 encoder and the transformer, together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import UMT5Config, UMT5EncoderModel
+
+        self.tokenizer = build_tokenizer(words())
+        self.text_encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(self.tokenizer), **TEXT_CONFIG))
+        self.transformer = WanTransformer.from_config(DIT_CONFIG)
+        for block in self.transformer.blocks:
+            # Small outputs at first, but not zero, so that the text is heard from the start.
+            nn.init.normal_(block.attn1.to_out[0].weight, std=0.02)
+            nn.init.normal_(block.attn2.to_out[0].weight, std=0.04)
+        nn.init.zeros_(self.transformer.proj_out.weight)
+
+    def text(self, captions: Sequence[str]) -> Tensor:
+        """Captions to zero-padded states `[B, MAX_TEXT, text_dim]`, as the engine pads them."""
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", max_length=MAX_TEXT, return_tensors="pt"
+        )
+        states = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return states * tokens.attention_mask.unsqueeze(-1)
+
+
+def flow_times(count: int) -> Tensor:
+    """Noise levels: logit-normal, moved towards 1 as sampling's are; a tenth are exactly 1."""
+    sigma = torch.randn(count).sigmoid()
+    sigma = TIME_SHIFT * sigma / (1 + (TIME_SHIFT - 1) * sigma)
+    return torch.where(torch.rand(count) < 0.1, torch.ones(count), sigma)
+
+
+def add_noise(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """`(1 - sigma) x + sigma noise`, one sigma for each sample."""
+    return torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1))
+
+
+def dit_loss(
+    model: TextToVideo, latents: Tensor, captions: Tensor, chunks: int, rollout: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Teacher forcing with explicit caches: each noisy chunk sees the clean one before it.
+
+    Clean and noisy copies of a chunk ride in one batch; the clean half's keys and values are what
+    the next chunk attends to, as in a stream with a window of two chunks. A share `rollout` of the
+    pasts is replaced by the model's own guess at them, and others are blurred with a little noise,
+    so that a stream does not drift on its own mistakes. `latents` `[B, C, T, H, W]`, `captions`
+    `[B, chunks]`. One text in ten is empty, for classifier-free guidance.
+    """
+    size, dit = len(latents), model.transformer
+    names = scenes.all_captions()
+    flat = captions[:, :chunks].reshape(-1).tolist()
+    drop = torch.rand(size) < 0.1
+    texts = ["" if drop[i // chunks] else names[c].text for i, c in enumerate(flat)]
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        text = model.text(texts).unflatten(0, (size, chunks))
+        past, first, losses = None, 0, []
+        for index, length in enumerate(CHUNKS[:chunks]):
+            clean = latents[:, :, first : first + length]
+            noise, sigma = torch.randn_like(clean), flow_times(size)
+            noisy = add_noise(clean, sigma, noise)
+            blur = torch.rand(size) * 0.12 * (torch.rand(size) < 0.5)
+            seen = add_noise(clean, blur, torch.randn_like(clean))
+            kv = dit.text_kv(text[:, index])
+            if rollout and index + 1 < chunks and index > 0:
+                seen = own_guess(model, clean, seen, kv, past, rollout)
+            both = [LayerKV(torch.cat([x.k, x.k]), torch.cat([x.v, x.v])) for x in kv]
+            times = torch.cat([torch.zeros(size), 1000 * sigma])
+            flow, own = dit.chunk(torch.cat([seen, noisy]), times, both, past)
+            error = (flow[size:].float() - (noise - clean)).square().mean(dim=(1, 2, 3, 4))
+            losses.append(error.mean())
+            kept = [LayerKV(torch.cat([x.k[:size]] * 2), torch.cat([x.v[:size]] * 2)) for x in own]
+            past = dit.past(length, *clean.shape[-2:], kept)
+            first += length
+    weights = torch.tensor([float(n) for n in CHUNKS[:chunks]])
+    loss = (torch.stack(losses) * weights).sum() / weights.sum()
+    return loss, {f"chunk{i}": float(x.detach()) for i, x in enumerate(losses)}
+
+
+@torch.no_grad()
+def own_guess(
+    model: TextToVideo, clean: Tensor, seen: Tensor, kv: KV, past: Past | None, share: float
+) -> Tensor:
+    """`seen`, a share of it replaced by two steps of the model from a noised truth."""
+    size = len(clean)
+    half = None
+    if past is not None:
+        half = Past(past.frames, [LayerKV(x.k[:size], x.v[:size]) for x in past.layers])
+    sigma = 0.3 + 0.65 * torch.rand(size)
+    x = add_noise(clean, sigma, torch.randn_like(clean))
+    for level in (sigma, sigma / 2):
+        flow, _ = model.transformer.chunk(x, 1000 * level, kv, half)
+        x = x - (sigma / 2).view(-1, 1, 1, 1, 1) * flow.float()
+    replace = (torch.rand(size) < share).view(-1, 1, 1, 1, 1)
+    return torch.where(replace, x, seen)
+
+
+def train_dit(run: Path, *, minutes: float, rate: float, seed: int) -> None:
+    """Short sequences first, then all chunks, then on the model's own past."""
+    torch.manual_seed(seed)
+    pool = load_pool(run)
+    model = TextToVideo()
+    path = run / "dit.safetensors"
+    if path.exists():
+        load_weights(model, path)
+    start = time.monotonic()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        share = (time.monotonic() - start) / 60 / minutes
+        chunks, size = (2, 24) if share < 0.25 else (4, 8)
+        rows = torch.randint(len(pool.latents), (size,))
+        rollout = 0.5 if share > 0.6 else 0.0
+        return dit_loss(model, pool.latents[rows], pool.captions[rows], chunks, rollout)
+
+    run_loop(
+        model, loss_of, minutes=minutes, rate=rate, decay=0.998,
+        save=lambda average: save_weights(average, path),
+    )  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("stage", choices=["vae"])
+    parser.add_argument("stage", choices=["vae", "latents", "dit"])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where checkpoints live")
     parser.add_argument("--minutes", type=float, default=40.0, help="how long the stage may take")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full-share", type=float, default=0.2, help="VAE: share on 128x128")
+    parser.add_argument("--clips", type=int, default=3000, help="latents: how many clips")
     args = parser.parse_args(argv)
-    train_vae(
-        args.run, minutes=args.minutes, rate=args.rate, seed=args.seed, full_share=args.full_share
-    )
+    if args.stage == "vae":
+        train_vae(
+            args.run, minutes=args.minutes, rate=args.rate, seed=args.seed,
+            full_share=args.full_share,
+        )  # fmt: skip
+    elif args.stage == "latents":
+        encode_pool(args.run, clips=args.clips, seed=args.seed)
+    else:
+        train_dit(args.run, minutes=args.minutes, rate=args.rate, seed=args.seed)
 
 
 if __name__ == "__main__":

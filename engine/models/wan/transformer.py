@@ -12,7 +12,7 @@ P cached tokens, L text tokens, D hidden width, h heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
 from ...layers.rope import RopeTable, rope_table, rotate
+from ...types import KV, LayerKV, Past
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +68,6 @@ class WanTransformerConfig:
     def tokens(self, height: int, width: int) -> int:
         """Tokens of one latent frame of that size."""
         return (height // self.patch_size[1]) * (width // self.patch_size[2])
-
-
-@dataclass(frozen=True)
-class LayerKV:
-    """Keys and values of one attention layer: `[B, tokens, h, d]` each."""
-
-    k: Tensor
-    v: Tensor
-
-
-KV = Sequence[LayerKV]
-"""Keys and values of all layers."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a chunk attends to besides itself: rotated keys and values of `frames` latent frames."""
-
-    frames: int
-    layers: KV
 
 
 class Attention(nn.Module):
@@ -294,6 +275,16 @@ class WanTransformer(nn.Module):
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = (layer_norm(x, self.config.eps) * (1 + scale) + shift).to(x.dtype)
         return self._unpatch(self.proj_out(x), height, width), own
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.config.out_channels
+
+    @property
+    def spatial_patch(self) -> int:
+        """Height and width of the latent must be multiples of this."""
+        return max(self.config.patch_size[1:])
 
     @property
     def dtype(self) -> torch.dtype:

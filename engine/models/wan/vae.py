@@ -300,6 +300,16 @@ class WanVAE(nn.Module):
         """Build from a diffusers `config.json`, weights not yet set."""
         return cls(WanVAEConfig.from_dict(values))
 
+    @property
+    def temporal_factor(self) -> int:
+        """Pixel frames that a latent frame stands for; a stream's first stands for one."""
+        return self.config.temporal_factor
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels of each side that a latent pixel stands for."""
+        return self.config.spatial_factor
+
     def moments(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """Encode to `[B, 2 z_dim, T, h, w]`: mean and log-variance. Arguments as in `encode`."""
         factor, step = self.config.temporal_factor, self.config.spatial_factor

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.layers.rope import rope_table, rotate
-from livereel.engine.models.wan.transformer import LayerKV, WanTransformer
+from livereel.engine.models.wan.transformer import WanTransformer
+from livereel.engine.types import LayerKV
 
 TINY: dict[str, Any] = dict(
     num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=12,

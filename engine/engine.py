@@ -1,0 +1,294 @@
+"""The library's face: load a model, make clips, open streams.
+
+Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .checkpoint.folder import ModelFolder, open_folder, read_json
+from .errors import CheckpointError, InputError
+from .layers.pixels import to_float, to_uint8
+from .runners.torch import TorchRunner, pick_device, pick_dtype
+from .sampling import schedule
+from .sampling.clip import sample_clip
+from .sampling.guidance import Guidance
+from .sampling.noise import normal
+from .sampling.solvers import Euler, UniPC
+from .sampling.stream import StreamState
+from .session import Session, check_prompt, check_seed
+from .state import load_state
+from .types import Video
+
+if TYPE_CHECKING:
+    from .config import StreamConfig
+    from .types import Frames
+
+DEMO = Path(__file__).parent / "demo" / "weights"
+MAX_FRAMES = 10_000_000
+MAX_PIXELS = 8192 * 8192
+_CLIP_SOLVERS = {"UniPCMultistepScheduler": UniPC, "FlowMatchEulerDiscreteScheduler": Euler}
+_CLIP_STEPS, _CLIP_GUIDANCE = 50, 5.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model. Make one with `Engine.load`; it serves any number of sessions in turn."""
+
+    folder: ModelFolder
+    runner: TorchRunner
+
+    @classmethod
+    def load(
+        cls, model: str | Path = "demo", device: str = "auto", dtype: str = "auto"
+    ) -> Engine:
+        """Load `model`: "demo", or a folder in diffusers' layout (see `livereel convert`).
+
+        `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; `dtype` is "auto"
+        (bfloat16 where the chip has it), "float32", "bfloat16" or "float16".
+
+        Raises `CheckpointError` for a folder that is no model or damaged, `InputError` for an
+        unknown device or dtype, `ResourceError` for a device that is not there.
+        """
+        picked = pick_device(device)
+        folder = open_folder(DEMO if model == "demo" else model)
+        return cls(folder, TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked)))
+
+    @property
+    def config(self) -> StreamConfig:
+        """How the model streams."""
+        return self.folder.stream
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the DiT and the VAE compute in."""
+        return self.runner.dtype
+
+    @property
+    def streams(self) -> bool:
+        """Whether the model is causal; others make whole clips by `generate` alone."""
+        return self.folder.has_recipe
+
+    @property
+    def size_step(self) -> int:
+        """Width and height in pixels must be multiples of this."""
+        return self.runner.vae.spatial_factor * self.runner.transformer.spatial_patch
+
+    def open(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        image: Frames | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        start_frame: int = 0,
+    ) -> Session:
+        """Open a stream; nothing is computed until it is iterated over.
+
+        `steps` of the model's passes are used (all by default). `image`, uint8 `[H, W, 3]` of the
+        stream's size, becomes its first frame. The stream ends after `frames`, or never. `fps` is
+        the rate at which frames are due (the model's by default). `start_frame` is the number of
+        the first frame: a stream that goes on where another one ended draws other noise.
+
+        Raises `InputError` for a value out of range, or for a model that makes whole clips only.
+        """
+        if not self.streams:
+            raise InputError(
+                f"{self.folder.path} has no livereel.json: it makes whole clips (generate), "
+                f"not streams"
+            )
+        config = self.config
+        width, height = self._size(width, height)
+        check_prompt(prompt)
+        check_seed(seed)
+        _check_count("frames", frames, 1, MAX_FRAMES)
+        _check_count("start_frame", start_frame, 0, 2**62)
+        steps = len(config.timesteps) if steps is None else steps
+        schedule.subset(config.timesteps, steps)
+        chunk_frames = config.chunk_latents * self.runner.vae.temporal_factor
+        state = StreamState(
+            prompt=prompt,
+            seed=seed,
+            steps=steps,
+            width=width,
+            height=height,
+            noise_offset=-(-start_frame // chunk_frames),
+            pts=start_frame,
+            picture=None if image is None else self._picture(image, width, height),
+        )
+        return self._session(state, fps, frames)
+
+    def restore(
+        self, snapshot: bytes, *, frames: int | None = None, fps: float | None = None
+    ) -> Session:
+        """Go on from `Session.snapshot`, bitwise if it was exact, closely if it was light.
+
+        Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
+        """
+        state, light = load_state(snapshot, model=self._fingerprint())
+        if (state.width, state.height) != self._size(state.width, state.height):
+            raise InputError("the snapshot's size does not suit this model")
+        session = self._session(state, fps, frames)
+        session.adopt(light=light)
+        return session
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        image: Frames | None = None,
+        fps: float | None = None,
+        negative_prompt: str = "",
+        guidance_scale: float = _CLIP_GUIDANCE,
+    ) -> Video:
+        """A clip of `frames`, or of `round(seconds * fps)` frames (5 s when neither is given).
+
+        Causal models stream it; others denoise it as a whole, by the schedule of their folder's
+        `scheduler/`, with `negative_prompt` and `guidance_scale` (which only they use; 50 steps by
+        default). Raises `InputError` for a value out of range.
+        """
+        rate = self.config.fps if fps is None else fps
+        count = self._count(seconds, frames, rate)
+        if self.streams:
+            session = self.open(
+                prompt, seed=seed, steps=steps, width=width, height=height, image=image,
+                frames=count, fps=rate,
+            )  # fmt: skip
+            chunks = list(session)
+            pixels = torch.cat([torch.from_numpy(chunk.frames) for chunk in chunks]).numpy()
+            return Video(frames=pixels, fps=rate, stats=tuple(chunk.stats for chunk in chunks))
+        if image is not None:
+            raise InputError("this model makes clips from text alone; leave the image out")
+        width, height = self._size(width, height)
+        check_prompt(prompt)
+        check_seed(seed)
+        pixels = self._whole_clip(
+            prompt, negative_prompt, count, (height, width), seed, steps or _CLIP_STEPS,
+            guidance_scale,
+        )  # fmt: skip
+        return Video(frames=pixels, fps=rate)
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames `[B, 3, F, H, W]` in [-1, 1] to latents `[B, C, T, h, w]` (the posterior's mean,
+        un-normalized, fp32), as diffusers' `vae.encode(...).latent_dist.mode()` gives."""
+        return self.runner.vae.denormalize(self.runner.encode(frames)[0])
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Un-normalized latents `[B, C, T, h, w]` to fp32 frames `[B, 3, F, H, W]` in [-1, 1], as
+        diffusers' `vae.decode(...).sample` gives."""
+        return self.runner.decode(self.runner.vae.normalize(latents.float()))[0].float()
+
+    def _session(self, state: StreamState, fps: float | None, frames: int | None) -> Session:
+        rate = self.config.fps if fps is None else fps
+        _check_rate(rate)
+        model = self._fingerprint()
+        return Session(self.runner, self.config, state, model=model, fps=rate, frames=frames)
+
+    @torch.inference_mode()
+    def _picture(self, image: Frames, width: int, height: int) -> Tensor:
+        if image.dtype.name != "uint8" or image.shape != (height, width, 3):
+            raise InputError(
+                f"the image is {image.dtype} of shape {image.shape}; "
+                f"wanted uint8 of shape {(height, width, 3)}"
+            )
+        return self.runner.encode(to_float(image[None]))[0]
+
+    @torch.inference_mode()
+    def _whole_clip(
+        self, prompt: str, negative: str, count: int, size: tuple[int, int], seed: int, steps: int,
+        scale: float,
+    ) -> Frames:  # fmt: skip
+        runner, length = self.runner, self.config.max_sequence_length
+        described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
+        solver = _CLIP_SOLVERS.get(str(described.get("_class_name")))
+        plan = schedule.from_diffusers(described, steps)
+        if solver is None:
+            raise CheckpointError(f"no solver for scheduler {described.get('_class_name')!r:.64}")
+        latents = -(-(count - 1) // runner.vae.temporal_factor) + 1
+        factor = runner.vae.spatial_factor
+        shape = (1, runner.transformer.channels, latents, size[0] // factor, size[1] // factor)
+        guidance = Guidance(scale=scale)
+        clean = sample_clip(
+            runner.transformer,
+            noise=lambda step: normal(seed, 0, step, shape).to(runner.device),
+            text=runner.encode_text(prompt, length),
+            negative_text=runner.encode_text(negative, length) if guidance.enabled else None,
+            schedule=plan,
+            solver=solver,
+            guidance=guidance,
+        )
+        return to_uint8(runner.decode(clean)[0])[:count]
+
+    def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:
+        _check_rate(fps)
+        if frames is not None and seconds is not None:
+            raise InputError("give seconds or frames, not both")
+        if frames is None:
+            seconds = 5.0 if seconds is None else seconds
+            if not 0 < seconds * fps <= MAX_FRAMES:  # False for NaN as well
+                raise InputError(
+                    f"seconds is {seconds}; wanted more than 0 and at most {MAX_FRAMES / fps:g}"
+                )
+            frames = max(1, round(seconds * fps))
+        _check_count("frames", frames, 1, MAX_FRAMES)
+        return frames
+
+    def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        width = self.config.width if width is None else width
+        height = self.config.height if height is None else height
+        step = self.size_step
+        for name, value in (("width", width), ("height", height)):
+            _check_count(name, value, step, 8192)
+            if value % step:
+                near = value // step * step
+                raise InputError(
+                    f"{name} is {value}; it must be a multiple of {step}, such as {near or step} "
+                    f"or {near + step}"
+                )
+        return width, height
+
+    def _fingerprint(self) -> str:
+        """Names the weights well enough to keep snapshots of different models apart."""
+        names = hashlib.sha256()
+        for path in sorted(self.folder.path.rglob("*")):
+            if path.suffix == ".json" and path.name != "manifest.json":
+                names.update(path.read_bytes())
+            elif path.suffix == ".safetensors":
+                names.update(f"{path.name} {path.stat().st_size}".encode())
+        return f"{self.folder.path.resolve().name}-{names.hexdigest()[:16]}"
+
+
+def _check_count(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; wanted a whole number from {low} to {high}")
+
+
+def _check_rate(fps: float) -> None:
+    if not 0.1 <= fps <= 240:
+        raise InputError(f"fps is {fps}; wanted a number from 0.1 to 240")

@@ -1,0 +1,311 @@
+"""How much memory a model needs at a picture size, and how much there is, before anything loads.
+
+Nothing here imports torch unless a GPU is asked about: sizes come from the headers of the
+safetensors files and from the folder's `config.json` files. All amounts are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint.folder import ModelFolder
+from .errors import CheckpointError, ResourceError
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
+_MAX_HEADER = 100 * 1024 * 1024
+_RUNTIME = 400 * 1024 * 1024
+_DECODER_COPIES = 5
+_PASS_COPIES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Where memory goes while a session runs, in bytes.
+
+    `runtime` is Python with its libraries, `weights` all components, `kv_ring` keys and values of
+    past and prompt, `conv_caches` the VAE decoder's past, `activations` the larger of a DiT pass
+    and a decoder call over one chunk.
+    """
+
+    runtime: int
+    weights: int
+    kv_ring: int
+    conv_caches: int
+    activations: int
+
+    @property
+    def device(self) -> int:
+        """What the accelerator holds: all but the runtime."""
+        return self.weights + self.kv_ring + self.conv_caches + self.activations
+
+    @property
+    def total(self) -> int:
+        """What one machine without an accelerator holds."""
+        return self.runtime + self.device
+
+
+def count_parameters(folder: ModelFolder) -> dict[str, int]:
+    """Numbers stored per component, from the headers of its weight files."""
+    counts = {name: sum(n for n, _ in _tensors(folder.path / name)) for name in folder.classes}
+    return {name: count for name, count in counts.items() if count}
+
+
+def estimate(
+    folder: ModelFolder, *, width: int | None = None, height: int | None = None, dtype: str = "auto"
+) -> MemoryEstimate:
+    """What a session takes at a picture size (default: the model's own).
+
+    `dtype` is that of weights and state; "auto" means as stored. Raises `CheckpointError` for a
+    folder whose configs are missing or lack a field.
+    """
+    stream = folder.stream
+    width, height = width or stream.width, height or stream.height
+    dit, vae = _read_shapes(folder)
+    sizes = {
+        name: [(n, DTYPE_BYTES.get(dtype, stored)) for n, stored in _tensors(folder.path / name)]
+        for name in folder.classes
+    }
+    item = max((size for _, size in sizes["transformer"]), default=DTYPE_BYTES.get(dtype, 4))
+    tokens = dit.tokens(width // vae.spatial, height // vae.spatial)
+    ring = tokens * (stream.sinks + stream.window - stream.chunk_latents)
+    prompts = 2 if stream.guidance_scale > 1.0 else 1
+    return MemoryEstimate(
+        runtime=_RUNTIME,
+        weights=sum(n * size for component in sizes.values() for n, size in component),
+        kv_ring=dit.kv(ring + prompts * stream.max_sequence_length, item),
+        conv_caches=vae.conv_caches(width, height) * item,
+        activations=max(
+            dit.pass_(tokens * stream.chunk_latents, ring, item),
+            vae.call(width, height, stream.chunk_latents, item),
+        ),
+    )
+
+
+def size_step(folder: ModelFolder) -> int:
+    """Pixels that width and height must be multiples of: a VAE pixel times a DiT patch."""
+    dit, vae = _read_shapes(folder)
+    return vae.spatial * max(dit.patch)
+
+
+def available(device: str = "cpu") -> int | None:
+    """Bytes still free on "cpu" or a CUDA device; None when the machine doesn't tell."""
+    if device == "cpu":
+        return available_ram()
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def available_ram(root: Path = Path("/")) -> int | None:
+    """Bytes of RAM this process may still take: the least that machine and cgroups leave it."""
+    limits = [*_meminfo(root), *_cgroups(root)]
+    if limits:
+        return max(0, min(limits))
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check(
+    folder: ModelFolder,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+) -> MemoryEstimate:
+    """The estimate, once it fits. Raises `ResourceError` with both amounts when it doesn't."""
+    need = estimate(folder, width=width, height=height, dtype=dtype)
+    wanted = need.total if device == "cpu" else need.device
+    free = available(device)
+    if free is not None and wanted > free:
+        size = "its own size" if width is None or height is None else f"{width}x{height}"
+        raise ResourceError(
+            f"too little memory: the model needs about {gigabytes(wanted)} at {size} and "
+            f"{gigabytes(free)} are free; try a smaller size, another dtype or a smaller model"
+        )
+    return need
+
+
+def gigabytes(amount: int) -> str:
+    """An amount as a person reads it: "1.9 GB" or "812 MB" (powers of ten)."""
+    if amount < 999.5e6:
+        return f"{amount / 1e6:.0f} MB"
+    return f"{amount / 1e9:,.1f} GB"
+
+
+def millions(count: int) -> str:
+    """A number of parameters as a person reads it: "4.10 M" or "1.42 B"."""
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    """The few numbers of a DiT that its memory hangs on."""
+
+    layers: int
+    width: int
+    ffn: int
+    patch: tuple[int, int]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> _Transformer:
+        width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
+        patch = config.get("patch_size", [1, 2, 2])
+        return cls(
+            layers=int(config["num_layers"]),
+            width=width,
+            ffn=int(config.get("ffn_dim", 4 * width)),
+            patch=(int(patch[-2]), int(patch[-1])),
+        )
+
+    def tokens(self, latent_width: int, latent_height: int) -> int:
+        """Tokens of one latent frame."""
+        return (latent_height // self.patch[0]) * (latent_width // self.patch[1])
+
+    def kv(self, tokens: int, item: int) -> int:
+        """Keys and values of all layers."""
+        return 2 * self.layers * tokens * self.width * item
+
+    def pass_(self, queries: int, ring: int, item: int) -> int:
+        """A pass at its peak: one layer's buffers, the chunk's keys and values, the ring's copy in
+        the order of time and its keys once more, rotated."""
+        layer = queries * (2 * self.ffn + _PASS_COPIES * self.width) * item
+        return layer + self.kv(queries, item) + self.kv(ring, item) * 3 // 2
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """The few numbers of a Wan VAE decoder that its memory hangs on."""
+
+    base: int
+    latent: int
+    multiples: tuple[int, ...]
+    blocks: int
+    time_up: tuple[bool, ...]
+    patch: int
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> _Decoder:
+        down = config.get("temperal_downsample", [False, True, True])
+        return cls(
+            base=int(config.get("decoder_base_dim") or config.get("base_dim", 96)),
+            latent=int(config.get("z_dim", 16)),
+            multiples=tuple(int(m) for m in config.get("dim_mult", [1, 2, 4, 4])),
+            blocks=int(config.get("num_res_blocks", 2)) + 1,
+            time_up=tuple(bool(d) for d in reversed(down)),
+            patch=int(config.get("patch_size") or 1),
+        )
+
+    @property
+    def spatial(self) -> int:
+        """Pixels of each side that a latent pixel stands for."""
+        return self.patch * int(2 ** len(self.time_up))
+
+    def conv_caches(self, width: int, height: int) -> int:
+        """Numbers in the decoder's caches: two past input frames of each causal convolution."""
+        area = (width // self.spatial) * (height // self.spatial)
+        dims = [self.base * m for m in (self.multiples[-1], *reversed(self.multiples))]
+        numbers = area * (self.latent + 4 * dims[0])
+        for level, out in enumerate(dims[1:]):
+            incoming = dims[level] // 2 if level else dims[0]
+            numbers += area * (incoming + (2 * self.blocks - 1) * out)
+            if level < len(self.time_up):
+                numbers += area * out * self.time_up[level]
+                area *= 4
+        return 2 * (numbers + area * dims[-1])
+
+    def call(self, width: int, height: int, latents: int, item: int) -> int:
+        """The last level's buffers at their peak, and the frames as floats."""
+        frames = latents * int(2 ** sum(self.time_up))
+        area = math.ceil(width / self.patch) * math.ceil(height / self.patch)
+        widest = self.base * max(self.multiples[0], self.multiples[min(1, len(self.multiples) - 1)])
+        return frames * (area * widest * _DECODER_COPIES * item + width * height * 3 * 8)
+
+
+def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _Decoder]:
+    try:
+        return (
+            _Transformer.read(folder.component("transformer").config),
+            _Decoder.read(folder.component("vae").config),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder.path}: a config.json lacks the key {error}") from None
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder.path}: a config.json has a wrong value: {error}") from None
+
+
+def _tensors(component: Path) -> Iterator[tuple[int, int]]:
+    """(numbers, bytes of each as stored) for all tensors of a component."""
+    for path in sorted(component.glob("*.safetensors")):
+        if "." in path.stem:  # a variant, such as model.fp16.safetensors, which nobody asked for
+            continue
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > _MAX_HEADER:
+                    raise ValueError("its header is too long")
+                header = json.loads(file.read(length))
+                header.pop("__metadata__", None)
+                found = [
+                    (math.prod(tensor["shape"]), _STORED_BYTES.get(tensor["dtype"], 1))
+                    for tensor in header.values()
+                ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+            raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+        yield from found
+
+
+def _meminfo(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _cgroups(root: Path) -> Iterator[int]:
+    """What each cgroup above this process still allows, version 2 and version 1."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = mount / path.strip("/")
+        while True:
+            limit, used = (_number(group / name) for name in names)
+            if limit is not None and used is not None:
+                # File pages that nobody touched lately are given back when memory runs short.
+                yield limit - used + _inactive_file(group)
+            if group == mount:
+                break
+            group = group.parent
+
+
+def _inactive_file(group: Path) -> int:
+    stat = dict(line.split()[:2] for line in _lines(group / "memory.stat"))
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def _number(path: Path) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].strip().isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

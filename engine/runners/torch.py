@@ -1,0 +1,106 @@
+"""Runs a model's parts with torch: text encoder, DiT and VAE, each in its dtype on one device.
+
+Shapes: B batch, C channels, T latent frames, F pixel frames, H W space, L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.folder import ModelFolder
+from ..checkpoint.load import load_component
+from ..errors import InputError, ResourceError
+from ..layers.layout import channels_last
+from ..sampling.stream import StreamSampler
+from ..text.encoder import TextEncoder
+from ..types import VAE, Transformer
+
+if TYPE_CHECKING:
+    from ..config import StreamConfig
+    from ..layers.causal_conv import ConvCaches
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises `InputError` or `ResourceError` otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is unknown; wanted auto, cpu, cuda or cuda:N") from error
+    if picked.type not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r} is not supported; wanted auto, cpu, cuda or cuda:N")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise ResourceError(f"device {device!r} was asked for; {torch.cuda.device_count()} GPUs found")
+    return picked
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 where the chip multiplies it natively, else float32."""
+    if dtype == "auto":
+        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; wanted auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+@dataclass(frozen=True)
+class TorchRunner:
+    """A loaded model. `dtype` is what the DiT and the VAE compute in."""
+
+    transformer: Transformer
+    vae: VAE
+    text_encoder: TextEncoder
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> TorchRunner:
+        """Read the parts of a model folder. Raises `CheckpointError` for what does not fit."""
+        transformer = load_component(folder, "transformer", device=device, dtype=dtype)
+        vae = load_component(folder, "vae", device=device, dtype=dtype)
+        channels_last(cast(nn.Module, vae))
+        text = TextEncoder.load(folder.path, device=device, dtype=_text_dtype(device, dtype))
+        return cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
+
+    def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
+        """The streaming loop over this model, for pictures of `width` x `height` pixels."""
+        factor = self.vae.spatial_factor
+        return StreamSampler(
+            denoiser=self.transformer,
+            config=config,
+            channels=self.transformer.channels,
+            size=(height // factor, width // factor),
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def encode_text(self, prompt: str, length: int) -> Tensor:
+        """The prompt's embedding `[1, L, D]`, zero-padded to L = `length`."""
+        return self.text_encoder.encode([prompt], length).to(self.dtype)
+
+    def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """Frames `[B, 3, F, H, W]` in [-1, 1] to normalized fp32 latents, and the conv caches."""
+        latents, caches = self.vae.encode(self._ready(frames), caches)
+        return self.vae.normalize(latents.float()), caches
+
+    def decode(self, latents: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """Normalized latents `[B, C, T, H, W]` to frames `[B, 3, F, H, W]` in [-1, 1]."""
+        return self.vae.decode(self._ready(self.vae.denormalize(latents.float())), caches)
+
+    def _ready(self, x: Tensor) -> Tensor:
+        x = x.to(self.device, self.dtype)
+        return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The text encoder runs once a prompt: on a CPU in fp32, on a GPU in the model's dtype."""
+    return torch.float32 if device.type == "cpu" and dtype == torch.float32 else dtype

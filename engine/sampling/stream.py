@@ -1,0 +1,191 @@
+"""The streaming loop's step: from a stream's state to the clean latents of its next chunk.
+
+Each chunk is denoised against the KV ring; one more pass over the clean result writes its keys and
+values into the ring (Self-Forcing, Huang et al. 2025, arXiv 2506.08009). That pass is left open
+until the next chunk is wanted, so that frames need not wait for it.
+
+Shapes: C channels, T latent frames, H W latent space, L text tokens, D text width; batch 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import schedule
+from .chunk import cache_chunk, chunk_flow, denoise_chunk, past_of
+from .noise import normal
+from .solvers import Euler, Renoise, Solver
+from .window import KVRing, WindowLayout
+
+if TYPE_CHECKING:
+    from ..config import StreamConfig
+    from ..types import KV, CausalDenoiser, Past
+
+WARM_UP = 24
+"""Latent frames after which a decoder that starts anew has forgotten that it did: two for each
+causal convolution at the latent's own rate, of which Wan's decoder has eleven."""
+
+_SOLVERS: dict[str, type[Euler] | type[Renoise]] = {"euler": Euler, "renoise": Renoise}
+
+
+@dataclass
+class StreamState:
+    """Everything that the next chunk depends on.
+
+    `chunk` and `latent` count chunks and latent frames since the stream began or was reset; `index`
+    and `pts` number the next chunk and its first frame for the viewer and never go back. `pending`
+    are the clean latents of the chunk just made, whose keys and values are not in the ring yet.
+    `recent` are the newest clean latents (normalized, `[1, C, T, H, W]`; the window's, and as many as a
+    decoder needs to warm up) and `sinks` the first ones; `picture` is the latent frame of the image that the stream starts from, if any. `text` is the
+    prompt's embedding `[1, L, D]`.
+    """
+
+    prompt: str
+    seed: int
+    steps: int
+    width: int
+    height: int
+    noise_offset: int = 0
+    chunk: int = 0
+    latent: int = 0
+    index: int = 0
+    pts: int = 0
+    text: Tensor | None = None
+    pending: Tensor | None = None
+    ring: KVRing | None = None
+    caches: tuple[Tensor, ...] | None = None
+    recent: Tensor | None = None
+    sinks: Tensor | None = None
+    picture: Tensor | None = None
+
+    def restart(self) -> None:
+        """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
+        self.chunk = self.latent = 0
+        self.pending = self.ring = self.caches = self.recent = self.sinks = None
+
+
+@dataclass(frozen=True)
+class StreamSampler:
+    """Makes a stream's latents; all that changes is in the `StreamState` it is given.
+
+    `size` is the latent's height and width, `dtype` what the denoiser is given.
+    """
+
+    denoiser: CausalDenoiser
+    config: StreamConfig
+    channels: int
+    size: tuple[int, int]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def layout(self) -> WindowLayout:
+        """Of the ring, which holds what a chunk sees besides itself."""
+        config = self.config
+        return WindowLayout(sinks=config.sinks, recent=config.window - config.chunk_latents)
+
+    def passes(self, state: StreamState, negative: KV | None) -> int:
+        """Forwards of the DiT that `sample` takes."""
+        return state.steps * (1 if negative is None else 2)
+
+    def sample(self, state: StreamState, text: KV, negative: KV | None) -> Tensor:
+        """Clean latents `[1, C, T, H, W]`, normalized, fp32, of the chunk after those in the ring.
+
+        `negative` are the keys and values of the prompt that guidance moves away from, or None.
+        """
+        shape = (1, self.channels, self._chunk_latents(state), *self.size)
+        chunk = state.noise_offset + state.chunk
+
+        def noise(step: int) -> Tensor:
+            return normal(state.seed, chunk, step, shape).to(self.device)
+
+        flow = chunk_flow(
+            self.denoiser,
+            text=text,
+            negative=negative,
+            past=self._past(state, self.layout.visible(state.latent)),
+            scale=self.config.guidance_scale,
+        )
+        return denoise_chunk(flow, noise=noise, solver=self._solver(state.steps), dtype=self.dtype)
+
+    def keep(self, state: StreamState, latents: Tensor) -> None:
+        """Take a chunk's clean latents into the state, its cache pass still to be run."""
+        recent = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
+        state.recent = recent[:, :, -max(self.config.window, WARM_UP) :].clone()
+        room = self.config.sinks - (0 if state.sinks is None else state.sinks.shape[2])
+        if room > 0:
+            new = latents[:, :, :room]
+            state.sinks = new if state.sinks is None else torch.cat([state.sinks, new], dim=2)
+        state.pending = latents
+        state.chunk += 1
+
+    def remember(self, state: StreamState, text: KV) -> bool:
+        """Run the cache pass left open by the chunk before; whether there was one."""
+        if state.pending is None:
+            return False
+        self._write(state, state.pending, state.latent, self.layout.visible(state.latent), text)
+        state.latent += state.pending.shape[2]
+        state.pending = None
+        return True
+
+    def rebuild(self, state: StreamState, text: KV) -> int:
+        """Compute the ring anew from the clean latents kept, under `text`; gives the passes taken.
+
+        For a prompt's change with recache (LongLive, arXiv 2509.22622) and for light snapshots. A
+        latent frame attends only to what has been rebuilt before it. There must be no open pass.
+        """
+        state.ring = None
+        if state.recent is None:
+            return 0
+        window = state.recent[:, :, -self.config.window :]
+        start = state.latent - window.shape[2]
+        runs = [(start, window)]
+        if state.sinks is not None and start > 0:
+            runs.insert(0, (0, state.sinks[:, :, :start]))
+        known: set[int] = set()
+        passes = 0
+        for first, latents in runs:
+            for part in latents.split(self.config.chunk_latents, dim=2):
+                visible = [frame for frame in self.layout.visible(first) if frame in known]
+                self._write(state, part, first, visible, text)
+                known.update(range(first, first + part.shape[2]))
+                first += part.shape[2]
+                passes += 1
+        return passes
+
+    def blank_ring(self, text: KV) -> KVRing:
+        """A ring of the shape that this model's streams have, from one pass over nothing."""
+        blank = torch.zeros(1, self.channels, 1, *self.size, device=self.device)
+        kv = cache_chunk(
+            self.denoiser, blank, text=text, past=None, context_noise=0.0, dtype=self.dtype
+        )
+        return KVRing.like(self.layout, kv, 1)
+
+    def _write(
+        self, state: StreamState, latents: Tensor, first: int, visible: list[int], text: KV
+    ) -> None:
+        kv = cache_chunk(
+            self.denoiser,
+            latents,
+            text=text,
+            past=self._past(state, visible),
+            context_noise=self.config.context_noise,
+            dtype=self.dtype,
+        )
+        if state.ring is None:
+            state.ring = KVRing.like(self.layout, kv, latents.shape[2])
+        state.ring.write(first, kv)
+
+    def _chunk_latents(self, state: StreamState) -> int:
+        return self.config.first_chunk_latents if state.latent == 0 else self.config.chunk_latents
+
+    def _past(self, state: StreamState, visible: list[int]) -> Past | None:
+        return past_of(self.denoiser, state.ring, visible, *self.size)
+
+    def _solver(self, steps: int) -> Solver:
+        timesteps = schedule.subset(self.config.timesteps, steps)
+        return _SOLVERS[self.config.solver](schedule.from_timesteps(timesteps))
