@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import StreamConfig
 from ..errors import CheckpointError, InputError
@@ -139,8 +139,9 @@ def _read(path: Path, num_heads: int | None, component: str | None = None) -> _P
             values = layout.config(shapes, num_heads or heads_beside(path))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
-    module = _module(layout, values, path)
-    check_shapes(module, _with_tied(layout, shapes), path)
+    module = build(layout.class_name, values, path)
+    shared = {name: shapes[other] for name, other in layout.tied.items() if other in shapes}
+    check_shapes(module, {**shared, **shapes}, path)
     return _Part(
         layout=layout,
         config=values,
@@ -159,22 +160,6 @@ def _config_beside(path: Path, layout: Layout) -> dict[str, Any] | None:
     architectures = values.get("architectures")
     named = [values.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
     return values if layout.class_name in named else None
-
-
-def _module(layout: Layout, config: Mapping[str, Any], path: Path) -> nn.Module:
-    if layout.component == "text_encoder":
-        from ..text.encoder import build_encoder
-
-        return build_encoder(config, path)
-    return build(layout.class_name, config, path)
-
-
-def _with_tied(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if layout.component != "text_encoder":
-        return dict(shapes)
-    from ..text.keys import TIED
-
-    return {**{a: shapes[b] for a, b in TIED.items() if b in shapes}, **shapes}
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -58,6 +58,7 @@ def load_component(
         device=device,
         dtype=dtype,
         key_map=layout.to_diffusers if layout else None,
+        tied=layout.tied if layout else None,
     )
     return module
 
@@ -88,7 +89,9 @@ def load_file(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     module = build(layout.class_name, config, path)
-    load_weights(module, path, device=device, dtype=dtype, key_map=layout.to_diffusers)
+    load_weights(
+        module, path, device=device, dtype=dtype, key_map=layout.to_diffusers, tied=layout.tied
+    )
     return module
 
 

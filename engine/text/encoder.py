@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.folder import open_folder, read_json
+from ..checkpoint.load import build
 from ..checkpoint.weights import load_weights
 from ..errors import CheckpointError, InputError
 from .cleaning import MAX_CHARACTERS, clean
@@ -37,6 +38,26 @@ _TOKENIZER_BYTES = 64 << 20
 
 class PromptWarning(UserWarning):
     """A prompt holds words that the model does not know, or more tokens than it reads."""
+
+
+class UMT5Encoder:
+    """The registry's name for transformers' `UMT5EncoderModel`, imported when one is built."""
+
+    @staticmethod
+    def from_config(values: Mapping[str, Any]) -> UMT5EncoderModel:
+        """Build from a transformers `config.json`; `CheckpointError` when that describes none."""
+        from transformers.models.umt5.configuration_umt5 import UMT5Config
+        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+        if values.get("model_type") != "umt5":
+            raise CheckpointError("model_type must be 'umt5'")
+        layers = values.get("num_layers", 8)
+        if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
+            raise CheckpointError(f"num_layers must be from 1 to {_MAX_LAYERS}")
+        try:
+            return UMT5EncoderModel(UMT5Config.from_dict(dict(values)))
+        except Exception as error:  # whatever the library makes of a config that it did not write
+            raise CheckpointError(f"no UMT5EncoderModel can be built: {error}") from error
 
 
 class TextEncoder:
@@ -68,7 +89,7 @@ class TextEncoder:
                 f"{path} has a {component.class_name[:64]} as its text encoder; "
                 f"LiveReel runs UMT5EncoderModel"
             )
-        model = build_encoder(component.config, component.path / "config.json")
+        model = build(component.class_name, component.config, component.path / "config.json")
         load_weights(
             model,
             component.path,
@@ -78,7 +99,7 @@ class TextEncoder:
             keep_in_fp32=("wo",) if dtype == torch.float16 else (),
             tied=TIED,
         )
-        return cls(model, _load_tokenizer(Path(path) / "tokenizer"))
+        return cls(cast("UMT5EncoderModel", model), _load_tokenizer(Path(path) / "tokenizer"))
 
     @property
     def width(self) -> int:
@@ -173,26 +194,6 @@ def _checked(prompt: str) -> str:
             f"a prompt may have at most {MAX_CHARACTERS:,} characters, got {len(prompt):,}"
         )
     return prompt
-
-
-def build_encoder(values: Mapping[str, Any], source: Path) -> UMT5EncoderModel:
-    """The encoder that a `config.json` describes, without memory for its weights (meta device).
-
-    Raises `CheckpointError` that names `source` when it describes none.
-    """
-    from transformers.models.umt5.configuration_umt5 import UMT5Config
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
-    if values.get("model_type") != "umt5":
-        raise CheckpointError(f"{source} must have model_type 'umt5'")
-    layers = values.get("num_layers", 8)
-    if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
-        raise CheckpointError(f"{source}: num_layers must be from 1 to {_MAX_LAYERS}")
-    try:
-        with torch.device("meta"):
-            return UMT5EncoderModel(UMT5Config.from_dict(dict(values)))
-    except Exception as error:  # whatever transformers makes of a config that it did not write
-        raise CheckpointError(f"{source} describes no UMT5EncoderModel: {error}") from error
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerFast:

@@ -113,4 +113,5 @@ UMT5 = Layout(
     to_original=to_original,
     matches=_matches,
     config=encoder_config,
+    tied=TIED,
 )

@@ -115,3 +115,15 @@ def test_a_config_of_another_width_is_a_shape_error(folder: Path) -> None:
 def test_build_leaves_weights_on_meta() -> None:
     module = build("AutoencoderKLWan", VAE, "here")
     assert all(parameter.is_meta for parameter in module.parameters())
+
+
+def test_a_text_encoders_file_loads_with_its_embedding_under_one_name(tmp_path: Path) -> None:
+    from transformers import UMT5Config
+    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+    torch.manual_seed(0)
+    model = UMT5EncoderModel(UMT5Config(vocab_size=9, d_model=8, d_kv=2, d_ff=12, num_heads=4))
+    state = {k: v for k, v in model.state_dict().items() if k != "shared.weight"}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    assert_same(load_file(path), model)
