@@ -1,0 +1,104 @@
+# make demo · make test · make test-full · make lint · make bench · make clean
+#
+# Needs Python 3.10 to 3.13, a C++17 compiler and make; all else comes from PyPI into .venv.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --quiet --disable-pip-version-check -c constraints.txt
+BUILD := build
+
+RECIPE := pyproject.toml constraints.txt CMakeLists.txt
+NATIVE := $(wildcard csrc/*)
+PACKAGES := engine kernels export benchmarks
+SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
+
+.PHONY: help demo test test-full lint types ctest sanitize bench clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+# --- environments -----------------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+# What builds the package, so that it need not be fetched again for every build.
+$(VENV)/.build-tools: constraints.txt | $(BIN)/python
+	$(INSTALL) scikit-build-core pybind11 cmake ninja
+	touch $@
+
+# The package and what it needs to run.
+$(VENV)/.installed: $(RECIPE) $(NATIVE) | $(VENV)/.build-tools
+	$(INSTALL) --no-build-isolation -e .
+	touch $@
+
+# And what its tests need.
+$(VENV)/.installed-dev: $(RECIPE) $(NATIVE) | $(VENV)/.build-tools
+	$(INSTALL) --no-build-isolation -e '.[dev]'
+	touch $(VENV)/.installed $@
+
+# The wheel, and a folder it is unpacked in for those that look at what users get.
+$(BUILD)/wheel/.built: $(RECIPE) $(NATIVE) $(SOURCES) README.md LICENSE | $(VENV)/.installed-dev
+	rm -rf $(BUILD)/wheel $(BUILD)/site
+	$(BIN)/python -m build --wheel --no-isolation --outdir $(BUILD)/wheel . > $(BUILD)-wheel.log 2>&1 \
+	  || { cat $(BUILD)-wheel.log; exit 1; }
+	rm -f $(BUILD)-wheel.log
+	$(PIP) install --quiet --no-deps --target $(BUILD)/site $(BUILD)/wheel/*.whl
+	touch $@
+
+# --- what people run --------------------------------------------------------------------------
+
+DEMO_PROMPT ?= a large red star moving right on a black background
+
+demo: $(VENV)/.installed
+	@mkdir -p out
+	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seconds 4 --seed 1 -o out/demo.mp4
+	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seconds 4 --seed 1 -o out/demo.gif
+
+PYTEST := $(BIN)/python -P -m pytest
+
+test: lint types ctest $(BUILD)/wheel/.built
+	$(BIN)/pytest -m "not slow and not gpu" --wheel $(BUILD)/wheel
+
+test-full: lint types ctest sanitize $(BUILD)/wheel/.built
+	$(BIN)/pytest -m "not gpu" --timeout 7200 --wheel $(BUILD)/wheel
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/lint-imports --no-logo
+
+# Types as users see them: on the built wheel, for the oldest and the newest Python.
+types: $(BUILD)/wheel/.built
+	for version in 3.10 3.13; do \
+	  MYPYPATH=$(BUILD)/site $(BIN)/mypy --python-version $$version \
+	    -p livereel.engine -p livereel.kernels -p livereel.export -p livereel.benchmarks; \
+	done
+
+CMAKE_TESTS := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+  -DLIVEREEL_PYTHON=OFF -DLIVEREEL_TESTS=ON
+
+ctest: $(VENV)/.installed-dev
+	$(CMAKE_TESTS) -S . -B $(BUILD)/csrc > /dev/null
+	$(BIN)/cmake --build $(BUILD)/csrc
+	$(BIN)/ctest --test-dir $(BUILD)/csrc --output-on-failure
+
+sanitize: $(VENV)/.installed-dev
+	$(CMAKE_TESTS) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLIVEREEL_SANITIZE=address,undefined \
+	  -S . -B $(BUILD)/csrc-sanitize > /dev/null
+	$(BIN)/cmake --build $(BUILD)/csrc-sanitize
+	$(BIN)/ctest --test-dir $(BUILD)/csrc-sanitize --output-on-failure
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m livereel.benchmarks.bench_stream
+
+clean:
+	rm -rf $(BUILD) dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Step graphs with explicit state, for other runtimes."""

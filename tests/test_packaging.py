@@ -1,0 +1,76 @@
+"""What is declared against what is there: dependencies, versions, type markers, pinned tools."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "kernels", "export", "benchmarks")
+
+# Where import and project name differ; None comes with a declared dependency.
+PROJECTS = {"PIL": "pillow", "prometheus_client": "prometheus-client", "triton": None}
+
+
+def declared(extra: str = "") -> set[str]:
+    """Names the core (or the core and an extra) requires."""
+    requirements = map(Requirement, importlib.metadata.requires("livereel") or [])
+    return {
+        canonicalize_name(requirement.name)
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level modules that a file imports from outside the standard library and LiveReel."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"livereel", "typing_extensions"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("engine", ("",)),
+        ("kernels", ("",)),
+        ("export", ("", "export")),
+        ("benchmarks", ("", "dev")),
+    ],
+)
+def test_imports_are_declared(folder: str, extras: tuple[str, ...]) -> None:
+    allowed = set().union(*map(declared, extras))
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        extra = declared("serve") if path.is_relative_to(ROOT / "engine/serve") else set()
+        for module in imported(path):
+            project = PROJECTS.get(module, canonicalize_name(module))
+            assert project is None or project in allowed | extra, f"{path} imports {module}"
+
+
+def test_every_package_is_typed() -> None:
+    for package in PACKAGES:
+        assert (ROOT / package / "py.typed").is_file()
+
+
+def test_constraints_pin_what_the_tests_run_on() -> None:
+    """Each direct dependency is pinned, and the versions installed here are the pinned ones."""
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), line
+            pins[canonicalize_name(requirement.name)] = requirement
+    assert str(pins["torch"].specifier) == "==2.13.0"
+    for name in declared("dev"):
+        assert name in pins, f"{name} is not pinned in constraints.txt"
