@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
+from ...layers.attention import attention
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
 
@@ -97,9 +98,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, kv: LayerKV) -> Tensor:
         """Unmasked attention of `[B, N, h, d]` to all of `kv`, projected back to `[B, N, D]`."""
-        q, k, v = (x.transpose(1, 2) for x in (q, kv.k, kv.v))
-        y = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.to_out[0](y.transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out[0](attention(q, kv.k, kv.v).flatten(2))
         return out
 
 
