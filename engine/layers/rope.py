@@ -10,6 +10,7 @@ Shapes: B batch, N tokens, h heads, d head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,10 +24,21 @@ class RopeTable:
     sin: Tensor
 
 
+@lru_cache(maxsize=32)
 def rope_table(
     first: int, frames: int, height: int, width: int, head_dim: int, *, device: torch.device
 ) -> RopeTable:
-    """The table of tokens in (time, row, column) order, time counting from `first`."""
+    """The table of tokens in (time, row, column) order, time counting from `first`.
+
+    The newest few are kept: a stream in its steady state asks for the same two again and again.
+    """
+    with torch.inference_mode(False):  # what is kept may be used under autograd later
+        return _table(first, frames, height, width, head_dim, device)
+
+
+def _table(
+    first: int, frames: int, height: int, width: int, head_dim: int, device: torch.device
+) -> RopeTable:
     dim_s = 2 * (head_dim // 6)
     dim_t = head_dim - 2 * dim_s
     grids = (
