@@ -1,0 +1,110 @@
+"""What a benchmark says: figures with settings beside them, ratios, goals met or missed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .harness import speedup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .harness import Environment, Spread, Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A figure and what it was to be."""
+
+    what: str
+    value: float
+    bound: float
+    at_least: bool = True
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side of its bound."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        """`met     decode over diffusers 4.27x (goal: at least 4x)`."""
+        side = "at least" if self.at_least else "at most"
+        return (
+            f"{'met' if self.met else 'MISSED':6}  {self.what} {self.value:.3g}{self.unit} "
+            f"(goal: {side} {self.bound:g}{self.unit})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One comparison: who made how many frames a second, the ratios, and what was aimed at.
+
+    `ratios` are of the first of `timings` over each of the others; `figures` are medians of what
+    is no frame rate; `notes` are lines of plain text.
+    """
+
+    title: str
+    timings: Sequence[Timing] = ()
+    ratios: Mapping[str, Spread] = field(default_factory=dict)
+    figures: Mapping[str, Spread] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    goals: Sequence[Goal] = ()
+
+    @classmethod
+    def compare(
+        cls,
+        title: str,
+        timings: Sequence[Timing],
+        *,
+        goals: Sequence[float] = (),
+        notes: Sequence[str] = (),
+    ) -> Section:
+        """The first of `timings` against the others; `goals` are the least ratio over each."""
+        ours, *others = timings
+        ratios = {f"{ours.name} over {theirs.name}": speedup(ours, theirs) for theirs in others}
+        return cls(
+            title=title,
+            timings=timings,
+            ratios=ratios,
+            notes=notes,
+            goals=[
+                Goal(what=f"{name}:", value=ratio.median, bound=bound, unit="x")
+                for (name, ratio), bound in zip(ratios.items(), goals, strict=False)
+            ],
+        )
+
+    def __str__(self) -> str:
+        """A block of the printed report."""
+        lines = [self.title]
+        for timing in self.timings:
+            rate = f"{timing.fps} frames a second"
+            lines.append(f"  {timing.name:16} {timing.settings:44} {rate}")
+        lines += [f"  {name} {ratio}x" for name, ratio in self.ratios.items()]
+        lines += [f"  {name} {figure}" for name, figure in self.figures.items()]
+        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {goal}" for goal in self.goals]
+        return "\n".join(lines)
+
+
+def to_json(environment: Environment, sections: Mapping[str, Section]) -> str:
+    """Every figure, each round's among them."""
+    return json.dumps(
+        {
+            "environment": dataclasses.asdict(environment),
+            "sections": {name: _section(section) for name, section in sections.items()},
+        },
+        indent=2,
+    )
+
+
+def _section(section: Section) -> dict[str, Any]:
+    values = dataclasses.asdict(section)
+    for timing, shown in zip(section.timings, values["timings"], strict=True):
+        shown["fps"] = dataclasses.asdict(timing.fps)
+    for goal, shown in zip(section.goals, values["goals"], strict=True):
+        shown["met"] = goal.met
+    return values
