@@ -168,7 +168,9 @@ def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
         if i % 200 == 199:
             print(f"{i + 1} of {clips} clips encoded", flush=True)
     sample = latents.float()
-    mean, std = sample.mean(dim=(0, 2, 3, 4)), sample.std(dim=(0, 2, 3, 4))
+    mean = sample.mean(dim=(0, 2, 3, 4))
+    # A channel that says little must not be blown up to the size of those that say much.
+    std = sample.std(dim=(0, 2, 3, 4)).clamp_min(0.3)
     path = run / "pool.safetensors"
     tensors = {"latents": latents, "captions": captions, "mean": mean, "std": std}
     save_file(tensors, path.with_suffix(".tmp"))
