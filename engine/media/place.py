@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from av.video.reformatter import Interpolation
 
 from ..errors import InputError, ResourceError
 
 if TYPE_CHECKING:
     from ..types import Frames
 
-ACCURATE = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-)
+# FFmpeg's own numbers: PyAV's names for them differ from release to release.
+BT709 = 1
+UNSPECIFIED = 2
+LIMITED_RANGE = 1
+ACCURATE = 4 | 262144 | 8192 | 16384  # SWS_BICUBIC, _ACCURATE_RND, _FULL_CHR_H_INT, _FULL_CHR_H_INP
 """How colors are converted to and from half-size planes: exactly rather than fast."""
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from .place import ACCURATE
+from .place import ACCURATE, BT709, UNSPECIFIED
 
 if TYPE_CHECKING:
     from ..types import Frames
@@ -67,8 +66,8 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
                 _check_size(path, frame.width, frame.height)
                 if frames and frames[0].shape[:2] != (frame.height, frame.width):
                     raise InputError(f"{path} changes its picture size midway")
-                unspecified = frame.colorspace == 2 and not frame.format.is_rgb
-                source = Colorspace.ITU709 if unspecified else None
+                unspecified = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
+                source = BT709 if unspecified else None
                 picture = frame.reformat(
                     format="rgb24", src_colorspace=source, interpolation=ACCURATE
                 )

@@ -20,10 +20,9 @@ import numpy as np
 from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from ..errors import InputError
-from .place import ACCURATE, check_frames, check_open, new_part, writing
+from .place import ACCURATE, BT709, LIMITED_RANGE, check_frames, check_open, new_part, writing
 from .png import PngSink
 
 if TYPE_CHECKING:
@@ -188,10 +187,10 @@ class _VideoSink:
             self._palette = _palette_graph(width, height, 1 / self._rate)
         else:
             context = stream.codec_context
-            context.colorspace = Colorspace.ITU709
-            context.color_range = ColorRange.MPEG
-            context.color_primaries = ColorPrimaries.BT709
-            context.color_trc = ColorTrc.BT709
+            context.colorspace = BT709
+            context.color_range = LIMITED_RANGE
+            context.color_primaries = BT709
+            context.color_trc = BT709
         self._stream = stream
 
     def _convert(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
@@ -206,8 +205,8 @@ class _VideoSink:
         elif frame is not None:
             yield frame.reformat(
                 format=self._kind.pixels,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
+                dst_colorspace=BT709,
+                dst_color_range=LIMITED_RANGE,
                 interpolation=ACCURATE,
             )
 

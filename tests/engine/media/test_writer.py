@@ -57,7 +57,8 @@ def test_colors_are_bt709_and_say_so(tmp_path: Path, ending: str) -> None:
         frame = next(container.decode(stream))
         assert stream.codec_context.pix_fmt == "yuv420p"
         assert (frame.colorspace, frame.color_range) == (1, 1)
-        assert (frame.color_primaries, frame.color_trc) == (1, 1)
+        context = stream.codec_context
+        assert (context.color_primaries, context.color_trc) == (1, 1)
     # The luma that BT.709 gives this color in 16..235; BT.601 would give 105.
     luma = frame.to_ndarray()[16, 16]
     assert luma == pytest.approx(16 + 219 / 255 * (0.2126 * 200 + 0.7152 * 60 + 0.0722 * 30), abs=1)
