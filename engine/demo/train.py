@@ -259,17 +259,19 @@ def dit_loss(
         for index, length in enumerate(CHUNKS[:chunks]):
             clean = latents[:, :, first : first + length]
             noise, sigma = torch.randn_like(clean), flow_times(clean)
-            noisy = add_noise(clean, sigma, noise)
+            noisy, kv = add_noise(clean, sigma, noise), dit.text_kv(text[:, index])
+            if index == chunks - 1:  # nothing comes after it that would see its clean half
+                flow, _ = dit.chunk(noisy, 1000 * sigma, kv, first_half(past, size))
+                losses.append((flow.float() - (noise - clean)).square().mean())
+                break
             blur = 0.12 * torch.rand_like(sigma) * some(clean, 0.5)
             seen = add_noise(clean, blur, torch.randn_like(clean))
-            kv = dit.text_kv(text[:, index])
-            if rollout and 0 < index < chunks - 1:
-                guess = own_guess(dit, clean, kv, past)
+            if rollout and index > 0:
+                guess = own_guess(dit, clean, kv, first_half(past, size))
                 seen = torch.where(column(some(clean, rollout)), guess, seen)
             times = torch.cat([torch.zeros_like(sigma), 1000 * sigma])
             flow, own = dit.chunk(torch.cat([seen, noisy]), times, twice(kv, size), past)
-            error = (flow[size:].float() - (noise - clean)).square()
-            losses.append(error.mean())
+            losses.append((flow[size:].float() - (noise - clean)).square().mean())
             past = dit.past(length, clean.shape[3], clean.shape[4], twice(own, size))
             first += length
     weights = torch.tensor([float(n) for n in CHUNKS[:chunks]], device=latents.device)
@@ -282,13 +284,17 @@ def twice(kv: KV, size: int) -> KV:
     return [LayerKV(torch.cat([x.k[:size]] * 2), torch.cat([x.v[:size]] * 2)) for x in kv]
 
 
+def first_half(past: Past | None, size: int) -> Past | None:
+    """What the first `size` samples of a batch see of the past."""
+    if past is None:
+        return None
+    return Past(past.frames, [LayerKV(x.k[:size], x.v[:size]) for x in past.layers])
+
+
 @torch.no_grad()
 def own_guess(dit: WanTransformer, clean: Tensor, kv: KV, past: Past | None) -> Tensor:
     """What two steps of the model make of a noised truth."""
-    size = len(clean)
-    if past is not None:
-        past = Past(past.frames, [LayerKV(x.k[:size], x.v[:size]) for x in past.layers])
-    sigma = 0.3 + 0.65 * torch.rand(size, device=clean.device)
+    sigma = 0.3 + 0.65 * torch.rand(len(clean), device=clean.device)
     x = add_noise(clean, sigma, torch.randn_like(clean))
     for level in (sigma, sigma / 2):
         x = x - column(sigma / 2) * dit.chunk(x, 1000 * level, kv, past)[0].float()
@@ -296,7 +302,7 @@ def own_guess(dit: WanTransformer, clean: Tensor, kv: KV, past: Past | None) -> 
 
 
 def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Machine) -> None:
-    """Short sequences first, then all chunks, then on the model's own past."""
+    """First pictures, then ever longer sequences, in the end on the model's own past."""
     torch.manual_seed(seed)
     pool = load_pool(run)
     latents = pool.latents.to(machine.device)
@@ -310,7 +316,8 @@ def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Mac
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         share = (time.monotonic() - start) / 60 / minutes
-        chunks, size = (2, 24) if share < 0.25 else (4, 8)
+        chunks = 1 if share < 0.2 else 2 if share < 0.5 else 3 if share < 0.75 else 4
+        size = 32 if chunks == 1 else 8
         rows = torch.randint(len(latents), (scale * size,))
         rollout = 0.5 if share > 0.6 else 0.0
         return dit_loss(
