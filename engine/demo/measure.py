@@ -217,41 +217,49 @@ def _look(frame: Frames) -> _Look:
 
 def _separate(frame: Frames) -> _Layers:
     """Tell object from background: a plane for the one, one color for the other."""
-    picture = frame.astype(np.float32)
-    middle = np.median(picture.reshape(-1, 3), axis=0)
-    rows = np.linspace(-1, 1, frame.shape[0], dtype=np.float32)[:, None]
-    plane = np.broadcast_to(middle, (frame.shape[0], 1, 3)).astype(np.float32)
+    picture = np.ascontiguousarray(frame.transpose(2, 0, 1), np.float32)  # [3, H, W]
+    middle: Floats = np.median(picture[:, ::2, ::2].reshape(3, -1), axis=1).astype(np.float32)
+    rows = np.linspace(-1, 1, frame.shape[0], dtype=np.float32)
+    plane = np.broadcast_to(middle[:, None], (3, frame.shape[0]))
     for _ in range(2):  # a level and a vertical slope, fitted to the pixels that are near it
-        near = (np.linalg.norm(picture - plane, axis=-1) < _DIFFERS).astype(np.float32)
-        total = near.sum()
+        near = (_norm(picture - plane[..., None]) < _DIFFERS).astype(np.float32)
+        per_row = near.sum(1)
+        total = per_row.sum()
         if total < 0.2 * near.size:
             break
-        center = (near * rows).sum() / total
-        spread = (near * np.square(rows - center)).sum()
-        level = (picture * near[..., None]).sum((0, 1)) / total
-        slope = (picture * (near * (rows - center))[..., None]).sum((0, 1)) / spread
-        plane = level + (rows - center)[..., None] * slope
-    difference = _smooth(picture - plane)
-    differs = np.linalg.norm(difference, axis=-1) > _DIFFERS
+        center = (per_row * rows).sum() / total
+        spread = (per_row * np.square(rows - center)).sum()
+        levels = (picture * near).sum(2)
+        slope = levels @ (rows - center) / spread
+        plane = (levels.sum(1) / total)[:, None] + slope[:, None] * (rows - center)
+    difference = _smooth(picture - plane[..., None])
+    differs = _norm(difference) > _DIFFERS
     nothing = np.zeros(differs.shape, np.float32)
     if not differs.any():
         return _Layers(middle, middle, nothing)
     core = _erode(_erode(differs))
     chosen = core if core.sum() >= 12 else differs
-    offset = np.median(difference[chosen], axis=0)
+    offset = np.median(difference[:, chosen], axis=1)
     length = float(offset @ offset)
     if length < 1:
         return _Layers(middle, middle, nothing)
-    alpha = np.clip(difference @ offset / length, 0, 1).astype(np.float32)
+    alpha: Floats = np.tensordot(offset / np.float32(length), difference, 1).clip(0, 1)
     alpha[alpha < 0.25] = 0
-    color = np.median(picture[chosen], axis=0).astype(np.float32)
-    return _Layers(plane.mean((0, 1)), color, alpha)
+    color = np.median(picture[:, chosen], axis=1)
+    return _Layers(plane.mean(1), color, alpha)
+
+
+def _norm(picture: Floats) -> Floats:
+    """Length of each pixel's color, `[3, H, W]` to `[H, W]`."""
+    length: Floats = np.sqrt(np.square(picture).sum(0))
+    return length
 
 
 def _smooth(picture: Floats) -> Floats:
-    """Mean over 3 by 3 pixels on the torus, `[H, W, C]`: takes the noise off."""
-    for axis in (0, 1):
-        picture = (picture + np.roll(picture, 1, axis) + np.roll(picture, -1, axis)) / 3
+    """Mean over 3 by 3 pixels on the torus, `[3, H, W]`: takes the noise off."""
+    for axis in (1, 2):
+        total = picture + np.roll(picture, 1, axis) + np.roll(picture, -1, axis)
+        picture = (total / 3).astype(np.float32, copy=False)
     return picture
 
 
