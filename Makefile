@@ -28,9 +28,16 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
 
-# What builds the package, so that it need not be fetched again for every build.
+# What builds the package, so that it need not be fetched again for every build; and on a machine
+# without an NVIDIA GPU torch's CPU build, some 200 MB rather than 3 GB.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
 $(VENV)/.build-tools: constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV); the first time this takes some minutes."
 	$(INSTALL) scikit-build-core pybind11 cmake ninja
+	command -v nvidia-smi > /dev/null \
+	  || $(INSTALL) --no-deps --retries 1 --index-url $(TORCH_CPU) torch \
+	  || echo "No CPU build of torch could be had from $(TORCH_CPU); taking PyPI's." >&2
 	touch $@
 
 # The package and what it needs to run.
@@ -45,10 +52,9 @@ $(VENV)/.installed-dev: $(RECIPE) $(NATIVE) | $(VENV)/.build-tools
 
 # The wheel, and a folder it is unpacked in for those that look at what users get.
 $(BUILD)/wheel/.built: $(RECIPE) $(NATIVE) $(SOURCES) README.md LICENSE | $(VENV)/.installed-dev
-	rm -rf $(BUILD)/wheel $(BUILD)/site
-	$(BIN)/python -m build --wheel --no-isolation --outdir $(BUILD)/wheel . > $(BUILD)-wheel.log 2>&1 \
-	  || { cat $(BUILD)-wheel.log; exit 1; }
-	rm -f $(BUILD)-wheel.log
+	rm -rf $(BUILD)/wheel $(BUILD)/site && mkdir -p $(BUILD)
+	$(BIN)/python -m build --wheel --no-isolation --outdir $(BUILD)/wheel . > $(BUILD)/wheel.log 2>&1 \
+	  || { cat $(BUILD)/wheel.log; exit 1; }
 	$(PIP) install --quiet --no-deps --target $(BUILD)/site $(BUILD)/wheel/*.whl
 	touch $@
 
@@ -56,12 +62,10 @@ $(BUILD)/wheel/.built: $(RECIPE) $(NATIVE) $(SOURCES) README.md LICENSE | $(VENV
 
 DEMO_PROMPT ?= a large red star moving right on a black background
 
+# One clip and a contact sheet of it; prints time to first frame, frames a second, peak memory.
 demo: $(VENV)/.installed
 	@mkdir -p out
-	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seconds 4 --seed 1 -o out/demo.mp4
-	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seconds 4 --seed 1 -o out/demo.gif
-
-PYTEST := $(BIN)/python -P -m pytest
+	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seed 1 -o out/demo.mp4 --sheet out/demo.png
 
 test: lint types ctest $(BUILD)/wheel/.built
 	$(BIN)/pytest -m "not slow and not gpu" --wheel $(BUILD)/wheel
@@ -77,10 +81,8 @@ lint: $(VENV)/.installed-dev
 
 # Types as users see them: on the built wheel, for the oldest and the newest Python.
 types: $(BUILD)/wheel/.built
-	for version in 3.10 3.13; do \
-	  MYPYPATH=$(BUILD)/site $(BIN)/mypy --python-version $$version \
-	    -p livereel.engine -p livereel.kernels -p livereel.export -p livereel.benchmarks; \
-	done
+	MYPYPATH=$(BUILD)/site $(BIN)/mypy --python-version 3.10 $(PACKAGES:%=-p livereel.%)
+	MYPYPATH=$(BUILD)/site $(BIN)/mypy --python-version 3.13 $(PACKAGES:%=-p livereel.%)
 
 CMAKE_TESTS := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
   -DLIVEREEL_PYTHON=OFF -DLIVEREEL_TESTS=ON

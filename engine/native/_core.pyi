@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from typing_extensions import Buffer
+import numpy as np
+import numpy.typing as npt
 
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """One block of Philox 4x32-10: a counter of four and a key of two 32-bit words to four words.
@@ -10,8 +11,8 @@ def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     Raises `TypeError` for another number of words or one that is negative or above 32 bits.
     """
 
-def fill_normal(out: Buffer, *, seed: int, chunk: int, step: int) -> None:
-    """Fill `out` (float32, one-dimensional, contiguous) with the normals of (seed, chunk, step).
+def fill_normal(out: npt.NDArray[np.float32], *, seed: int, chunk: int, step: int) -> None:
+    """Fill `out`, one-dimensional and contiguous, with the normals of (seed, chunk, step).
 
     Seed and chunk are unsigned 64-bit, step unsigned 32-bit. Gives up the GIL while it works.
     Raises `TypeError` when a number does not fit, `ValueError` for another buffer and `BufferError`
