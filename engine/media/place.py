@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # FFmpeg's own numbers: PyAV's names for them differ from release to release.
 BT709 = 1
 UNSPECIFIED = 2
+BT601 = 5
 LIMITED_RANGE = 1
 ACCURATE = 4 | 262144 | 8192 | 16384  # SWS_BICUBIC, _ACCURATE_RND, _FULL_CHR_H_INT, _FULL_CHR_H_INP
 """How colors are converted to and from half-size planes: exactly rather than fast."""

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from .place import ACCURATE, BT709, UNSPECIFIED
+from .place import ACCURATE, BT601, BT709, UNSPECIFIED
 
 if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
     from ..types import Frames
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -66,10 +68,12 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
                 _check_size(path, frame.width, frame.height)
                 if frames and frames[0].shape[:2] != (frame.height, frame.width):
                     raise InputError(f"{path} changes its picture size midway")
-                unspecified = frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
-                source = BT709 if unspecified else None
                 picture = frame.reformat(
-                    format="rgb24", src_colorspace=source, interpolation=ACCURATE
+                    format="rgb24",
+                    src_colorspace=_matrix(frame),
+                    # RGB has no matrix, yet PyAV before 17 heeds the source's only if they differ.
+                    dst_colorspace=BT601,
+                    interpolation=ACCURATE,
                 )
                 frames.append(picture.to_ndarray().astype(np.uint8, copy=False))
                 if len(frames) == max_frames:
@@ -83,6 +87,13 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
     if not frames or not rate:
         raise InputError(f"{path} holds no video frame")
     return np.stack(frames), float(rate)
+
+
+def _matrix(frame: VideoFrame) -> int | None:
+    """The color matrix of a frame, BT.709 when it names none."""
+    if frame.format.is_rgb:
+        return None
+    return BT709 if frame.colorspace == UNSPECIFIED else frame.colorspace
 
 
 def _check_size(path: str | Path, width: int, height: int) -> None:
