@@ -1,0 +1,164 @@
+"""Options that several commands share, each checked as it is read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import memory
+from ..checkpoint.folder import ModelFolder, open_folder
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+MAX_SECONDS = 24 * 3600.0
+MAX_FRAMES = 10_000_000
+MIN_FPS, MAX_FPS = 0.1, 240.0
+MAX_SIDE = 8192
+MAX_PROMPT = 10_000
+
+_DTYPES = ("auto", *memory.DTYPE_BYTES)
+_DEMO = Path(__file__).parents[1] / "demo" / "weights"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`, `--device` and `--dtype`."""
+    parser.add_argument(
+        "--model",
+        default="demo",
+        metavar="MODEL",
+        help='"demo", which ships with LiveReel, or a model folder in diffusers\' layout',
+    )
+    parser.add_argument(
+        "--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="auto", help="of weights and state (default: auto)"
+    )
+
+
+def seconds(text: str) -> float:
+    """A length of time."""
+    return _above_zero(text, MAX_SECONDS)
+
+
+def minutes(text: str) -> float:
+    """A length of time, in minutes."""
+    return _above_zero(text, MAX_SECONDS / 60)
+
+
+def _above_zero(text: str, high: float) -> float:
+    value = _float(text)
+    if not 0 < value <= high:
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0 and at most {high:g} (a day), got {text!r}"
+        )
+    return value
+
+
+def fps(text: str) -> float:
+    """Frames a second."""
+    value = _float(text)
+    if not MIN_FPS <= value <= MAX_FPS:
+        raise argparse.ArgumentTypeError(
+            f"must be a number from {MIN_FPS:g} to {MAX_FPS:g}, got {text!r}"
+        )
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A type for whole numbers from `low` to `high`, both included."""
+
+    def read(text: str) -> int:
+        if not (re.fullmatch(r"[+-]?\d{1,20}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {low} to {high}, got {text!r}"
+            )
+        return int(text)
+
+    return read
+
+
+def prompt(text: str) -> str:
+    """A prompt that says something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; say what the video should show")
+    if len(text) > MAX_PROMPT:
+        raise argparse.ArgumentTypeError(
+            f"has {len(text)} characters; at most {MAX_PROMPT} are read"
+        )
+    return text
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels."""
+    found = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, such as 128x128, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def device(text: str) -> str:
+    """A torch device that LiveReel runs on."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
+def resolve(device: str, dtype: str) -> tuple[str, str]:
+    """What "auto" means on this machine. Imports torch.
+
+    Raises `ResourceError` for a GPU that is not there.
+    """
+    from ..runners.torch import pick_device, pick_dtype
+
+    picked = pick_device(device)
+    return str(picked), str(pick_dtype(dtype, picked)).removeprefix("torch.")
+
+
+def load_engine(options: argparse.Namespace) -> Engine:
+    """Load the model that `add_model`'s options name. Imports torch, which takes seconds."""
+    from ..engine import Engine
+
+    return Engine.load(options.model, device=options.device, dtype=options.dtype)
+
+
+def find_model(name: str) -> ModelFolder:
+    """Open a model's folder. Raises `InputError` when there is none."""
+    path = _DEMO if name == "demo" else Path(name)
+    if not path.exists():
+        raise InputError(f'unknown model {name!r}: give "demo" or the path of a model folder')
+    return open_folder(path)
+
+
+def fit_size(wanted: tuple[int, int] | None, folder: ModelFolder) -> tuple[int, int]:
+    """The picture size to make, by default the model's own.
+
+    Raises `InputError`, which names sizes near by, unless both sides are multiples of its step.
+    """
+    if wanted is None:
+        return folder.stream.width, folder.stream.height
+    step = memory.size_step(folder)
+    below = [max(step, side // step * step) for side in wanted]
+    above = [max(step, -(-side // step) * step) for side in wanted]
+    if below != above or below != list(wanted):
+        near = dict.fromkeys(f"{width}x{height}" for width, height in (below, above))
+        raise InputError(
+            f"size {wanted[0]}x{wanted[1]} does not fit this model: width and height must be "
+            f"multiples of {step}, such as {' or '.join(near)}"
+        )
+    if max(wanted) > MAX_SIDE:
+        raise InputError(f"size {wanted[0]}x{wanted[1]}: a side has at most {MAX_SIDE} pixels")
+    return wanted

@@ -1,0 +1,231 @@
+"""`livereel generate`: a prompt to a file, frames encoded while the next ones are made."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .. import memory
+from ..errors import InputError
+from . import arguments
+from .progress import Progress
+from .signals import StopSignals
+
+if TYPE_CHECKING:
+    from ..checkpoint.folder import ModelFolder
+    from ..engine import Engine
+    from ..types import Frames, FrameSink
+
+SUMMARY = "make a video from a prompt"
+EXAMPLES = """\
+examples:
+  livereel generate "a red circle moving right on a black background" -o clip.mp4
+  livereel generate "a small blue star moving up on a white background" -o star.gif --seconds 2
+  livereel generate "a large green square standing still on a gray background" \\
+      -o square.webm --seed 7 --frames 81 --sheet square.png
+  livereel generate "a pink triangle moving left on a brown background" -o frames/
+"""
+_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a checked command line asks for."""
+
+    folder: ModelFolder
+    width: int
+    height: int
+    frames: int
+    fps: float
+    image: Frames | None
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("prompt", metavar="PROMPT", type=arguments.prompt, help="what to show")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="an .mp4, .webm or .gif, or a folder for numbered PNGs when it ends in a slash",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--seconds",
+        type=arguments.seconds,
+        help=f"length in seconds (default: {_SECONDS:g})",
+    )
+    length.add_argument(
+        "--frames", type=arguments.whole(1, arguments.MAX_FRAMES), help="length in frames"
+    )
+    parser.add_argument(
+        "--seed",
+        type=arguments.whole(0, 2**64 - 1),
+        default=0,
+        help="the same seed gives the same video (default: 0)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=arguments.whole(1, 1000),
+        help="passes that denoise a chunk (default: the model's own)",
+    )
+    parser.add_argument(
+        "--size",
+        type=arguments.size,
+        metavar="WIDTHxHEIGHT",
+        help="in pixels (default: the model's own)",
+    )
+    parser.add_argument(
+        "--fps",
+        type=arguments.fps,
+        help="frames a second that the file plays at (default: the model's own)",
+    )
+    parser.add_argument("--image", metavar="FILE", help="a picture to start from")
+    parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
+    arguments.add_model(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, load, stream into the file, report. Returns the exit code."""
+    with StopSignals() as signals:
+        plan = _check(options)
+        with _sinks(options, plan) as sinks:
+            return _stream(options, plan, sinks, signals)
+
+
+def _check(options: argparse.Namespace) -> _Plan:
+    """Everything that can be wrong without loading the model, cheapest first."""
+    folder = arguments.find_model(options.model)
+    known = len(folder.stream.timesteps)
+    if folder.has_recipe and options.steps is not None and options.steps > known:
+        raise InputError(f"--steps: this model knows {known} steps, got {options.steps}")
+    if options.image is not None and not folder.has_recipe:
+        raise InputError("--image: this model makes clips from text alone")
+    width, height = arguments.fit_size(options.size, folder)
+    fps = options.fps or folder.stream.fps
+    frames = options.frames
+    if frames is None:
+        seconds = _SECONDS if options.seconds is None else options.seconds
+        frames = round(seconds * fps)
+        if not 1 <= frames <= arguments.MAX_FRAMES:
+            raise InputError(
+                f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
+                f"a video has 1 to {arguments.MAX_FRAMES}"
+            )
+    image = None
+    if options.image is not None:
+        from ..media.reader import read_image
+
+        image = read_image(options.image, width, height)
+    return _Plan(folder=folder, width=width, height=height, frames=frames, fps=fps, image=image)
+
+
+@contextlib.contextmanager
+def _sinks(options: argparse.Namespace, plan: _Plan) -> Iterator[list[FrameSink]]:
+    """Open where the frames go before they are made; leave nothing behind unless it was closed."""
+    from ..media.sheet import SheetSink
+    from ..media.writer import open_sink
+
+    sinks: list[FrameSink] = []
+    try:
+        sinks.append(open_sink(options.output, fps=plan.fps))
+        if options.sheet is not None:
+            sinks.append(SheetSink(options.sheet, total=plan.frames))
+        yield sinks
+    finally:
+        for sink in sinks:
+            sink.abort()
+
+
+def _stream(
+    options: argparse.Namespace, plan: _Plan, sinks: list[FrameSink], signals: StopSignals
+) -> int:
+    device, dtype = arguments.resolve(options.device, options.dtype)
+    memory.check(plan.folder, width=plan.width, height=plan.height, dtype=dtype, device=device)
+    start = time.perf_counter()
+    engine = arguments.load_engine(options)
+    load_s = time.perf_counter() - start
+    progress = Progress(plan.frames)
+    progress.update(0)
+    start = time.perf_counter()
+    first_s = 0.0
+    done = 0
+    try:
+        for frames in _frames(engine, options, plan):
+            if done == 0:
+                first_s = time.perf_counter() - start
+            with signals.held():
+                for sink in sinks:
+                    sink.write(frames)
+                done += len(frames)
+            progress.update(done)
+    except KeyboardInterrupt:
+        signals.number = signals.number or 2
+    signals.hold()
+    progress.clear()
+    seconds = time.perf_counter() - start
+    if done == 0 and signals.number is not None:
+        print("livereel: stopped before the first frame", file=sys.stderr)
+        return signals.exit_code
+    for sink in sinks:
+        sink.close()
+    if signals.number is not None:
+        print(
+            f"livereel: stopped after {done} of {plan.frames} frames; {options.output} plays",
+            file=sys.stderr,
+        )
+    print(
+        f"{options.output}: {done} frames of {plan.width}x{plan.height}, "
+        f"{done / plan.fps:.2f} s at {plan.fps:g} fps"
+    )
+    print(
+        f"loaded in {load_s:.1f} s, first frame after {first_s:.2f} s, "
+        f"{done / seconds:.1f} frames a second, peak memory {_peak_memory()}"
+    )
+    return signals.exit_code
+
+
+def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterator[Frames]:
+    """The frames chunk by chunk, or all at once from a model that makes whole clips only."""
+    if not plan.folder.has_recipe:
+        yield engine.generate(
+            options.prompt,
+            seed=options.seed,
+            steps=options.steps,
+            width=plan.width,
+            height=plan.height,
+            frames=plan.frames,
+            fps=plan.fps,
+        ).frames
+        return
+    for chunk in engine.open(
+        options.prompt,
+        seed=options.seed,
+        steps=options.steps,
+        width=plan.width,
+        height=plan.height,
+        image=plan.image,
+        frames=plan.frames,
+        fps=plan.fps,
+    ):
+        yield chunk.frames
+
+
+def _peak_memory() -> str:
+    """The most RAM this process has held, and the most GPU memory if it held any."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return "unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    shown = memory.gigabytes(peak if sys.platform == "darwin" else peak * 1024)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        shown += f", on the GPU {memory.gigabytes(torch.cuda.max_memory_allocated())}"
+    return shown

@@ -1,0 +1,194 @@
+"""`livereel info`: what a model is, what it needs, and what this machine has to run it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__, memory
+from . import arguments
+
+if TYPE_CHECKING:
+    from ..checkpoint.folder import ModelFolder
+
+SUMMARY = "show a model's config and memory, and what this machine offers"
+EXAMPLES = """\
+examples:
+  livereel info
+  livereel info path/to/Wan2.1-T2V-1.3B-Diffusers --size 832x480 --dtype bfloat16
+  livereel info --json
+"""
+_ROADS = ("torch", "triton", "onnxruntime", "tensorrt")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", nargs="?", default="demo", metavar="MODEL", help="default: demo")
+    parser.add_argument(
+        "--size", type=arguments.size, metavar="WIDTHxHEIGHT", help="for the memory needed"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *memory.DTYPE_BYTES),
+        default="auto",
+        help="of weights and state (default: what this machine runs best)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Gather and print. Returns the exit code."""
+    folder = arguments.find_model(options.model)
+    size = arguments.fit_size(options.size, folder)
+    _, dtype = arguments.resolve("auto", options.dtype)
+    facts = {
+        "livereel": __version__,
+        "model": _describe_model(options.model, folder, size, dtype),
+        "machine": _describe_machine(),
+    }
+    print(json.dumps(facts, indent=2) if options.json else _format(facts))
+    return 0
+
+
+def _describe_model(
+    name: str, folder: ModelFolder, size: tuple[int, int], dtype: str
+) -> dict[str, Any]:
+    width, height = size
+    need = memory.estimate(folder, width=width, height=height, dtype=dtype)
+    return {
+        "name": name,
+        "folder": str(folder.path),
+        "parameters": memory.count_parameters(folder),
+        "size_step": memory.size_step(folder),
+        "stream": folder.stream.to_dict(),
+        "memory": {
+            "width": width,
+            "height": height,
+            "dtype": dtype,
+            **asdict(need),
+            "total": need.total,
+        },
+    }
+
+
+def _describe_machine() -> dict[str, Any]:
+    return {
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cpu_features": _cpu_features(),
+        "cores": _cores(),
+        "memory_free": memory.available_ram(),
+        "gpus": _gpus(),
+        "roads": {road: _version(road) for road in _ROADS},
+        "native": find_spec("livereel.engine.native._core") is not None,
+    }
+
+
+def _cpu_line(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def _cores() -> int | None:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _cpu_name() -> str:
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    """The instruction sets that decide how fast a CPU is here."""
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+    have = (_cpu_line("flags") or _cpu_line("Features")).split()
+    return [feature for feature in wanted if feature in have]
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    gpus = []
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        gpus.append({"name": torch.cuda.get_device_name(i), "free": free, "total": total})
+    return gpus
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _format(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    model, machine = facts["model"], facts["machine"]
+    stream, need = model["stream"], model["memory"]
+    show = memory.gigabytes
+    total = sum(model["parameters"].values())
+    parts = ", ".join(f"{name} {memory.millions(n)}" for name, n in model["parameters"].items())
+    timesteps = ", ".join(f"{t:g}" for t in stream["timesteps"])
+    free = machine["memory_free"]
+    gpus = [
+        f"{gpu['name']} ({show(gpu['free'])} free of {show(gpu['total'])})"
+        for gpu in machine["gpus"]
+    ]
+    rows = [
+        ("model", f"{model['name']}  ({model['folder']})"),
+        ("parameters", f"{memory.millions(total)}: {parts}"),
+        (
+            "picture",
+            f"{stream['width']}x{stream['height']} at {stream['fps']:g} fps; "
+            f"sizes are multiples of {model['size_step']}",
+        ),
+        (
+            "chunk",
+            f"{stream['chunk_latents']} latent frames, the first {stream['first_chunk_latents']}; "
+            f"window {stream['window']}, sinks {stream['sinks']}",
+        ),
+        (
+            "passes",
+            f"{len(stream['timesteps'])} at {timesteps}, {stream['solver']}; "
+            f"cache pass at {stream['context_noise']:g}",
+        ),
+        (
+            "memory",
+            f"{show(need['total'])} at {need['width']}x{need['height']}, dtype "
+            f"{need['dtype']}: weights {show(need['weights'])}, KV ring "
+            f"{show(need['kv_ring'])}, conv caches {show(need['conv_caches'])}, "
+            f"activations {show(need['activations'])}, runtime {show(need['runtime'])}",
+        ),
+        (
+            "machine",
+            f"{machine['cpu']}, {machine['cores']} cores"
+            f" ({', '.join(machine['cpu_features']) or 'no vector extensions known'}), "
+            f"{'unknown' if free is None else show(free)} of memory free",
+        ),
+        ("gpu", "; ".join(gpus) or "none"),
+        (
+            "roads",
+            ", ".join(
+                f"{road} {version or 'not installed'}" for road, version in machine["roads"].items()
+            ),
+        ),
+        ("native core", "built" if machine["native"] else "not built"),
+        ("livereel", f"{facts['livereel']} on Python {machine['python']}, {machine['system']}"),
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from livereel.engine import __version__, cli, memory
+from livereel.engine.checkpoint.folder import open_folder
+
+
+def test_json_has_model_memory_and_machine(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", model, "--json", "--size", "128x64", "--dtype", "bfloat16"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    need = memory.estimate(open_folder(model), width=128, height=64, dtype="bfloat16")
+    assert facts["livereel"] == __version__
+    assert facts["model"]["parameters"] == {"transformer": 10, "vae": 10}
+    assert facts["model"]["size_step"] == 16
+    assert facts["model"]["stream"]["window"] == 3
+    assert facts["model"]["memory"]["total"] == need.total
+    assert facts["model"]["memory"]["kv_ring"] == need.kv_ring
+    assert facts["machine"]["cores"] >= 1
+    assert facts["machine"]["memory_free"] > 0
+    assert facts["machine"]["roads"]["torch"].startswith("2.")
+
+
+def test_text_says_the_same_for_people(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", model]) == 0
+    out = capsys.readouterr().out
+    assert "64x48 at 16 fps; sizes are multiples of 16" in out
+    assert "window 3, sinks 0" in out
+    assert "2 at 1000, 500, renoise" in out
+    assert "KV ring" in out
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["--size", "3x3"], ["--size", "big"]])
+def test_mistakes_are_one_line(
+    model: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    given = arguments if arguments == ["nothing"] else [model, *arguments]
+    assert cli.main(["info", *given]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("livereel: ")
+    assert err.count("\n") == 1
