@@ -5,6 +5,8 @@ Shapes: B batch, N queries, M keys, h heads, d head width.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +19,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`softmax(q k^T / sqrt(d)) v` of `[B, N, h, d]` over `[B, M, h, d]`; gives `[B, N, h, d]`."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SMALL:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-1, -2)
         return (scores.softmax(-1) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

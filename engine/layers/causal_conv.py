@@ -74,4 +74,5 @@ class CausalConv3d(nn.Conv3d):
         """Convolve `x` `[B, C, T, H, W]` after what the tape holds of its past; T stays."""
         x = with_past(x, tape.take(), self.history)
         tape.put(newest(x, self.history))
-        return self(x)
+        y: Tensor = self(x)
+        return y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ class ChannelRMSNorm(nn.Module):
     def __init__(self, channels: int, spatial_dims: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *([1] * spatial_dims)))
-        self.scale = channels**0.5
+        self.scale = math.sqrt(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `x` `[B, C, ...]`."""

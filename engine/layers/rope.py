@@ -63,5 +63,5 @@ def _angles(positions: Tensor, dim: int) -> Tensor:
 
 def rotate(x: Tensor, table: RopeTable) -> Tensor:
     """Rotate `x` `[B, N, h, d]`, in fp32, and give it back in its own dtype."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped = x.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
     return (x * table.cos + swapped * table.sin).to(x.dtype)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from livereel.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 RECIPE = {
     "chunk_latents": 3,
@@ -39,7 +45,9 @@ def save_tiny_model(folder: Path, recipe: dict[str, object] | None) -> Path:
     torch.manual_seed(7)
     tokenizer = build_tokenizer(["a", "red", "blue", "ball", "moving", "left"])
     text = UMT5EncoderModel(
-        UMT5Config(vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+        UMT5Config(
+            vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+        )
     )
     transformer = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=12,
@@ -53,9 +61,14 @@ def save_tiny_model(folder: Path, recipe: dict[str, object] | None) -> Path:
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    WanPipeline(
-        tokenizer=tokenizer, text_encoder=text, transformer=transformer, vae=vae, scheduler=scheduler
-    ).save_pretrained(folder)
+    pipeline = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text,
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler,
+    )
+    pipeline.save_pretrained(folder)
     save_tokenizer(tokenizer, folder / "tokenizer")
     if recipe is not None:
         (folder / "livereel.json").write_text(json.dumps(recipe))
@@ -78,3 +91,46 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tiny_folder: Path) -> Engine:
     """The causal model in fp32 on the CPU."""
     return Engine.load(tiny_folder, device="cpu", dtype="float32")
+
+
+class BlockCausalAttention:
+    """An attention processor for diffusers' attn1: each token sees its own chunk and earlier ones.
+
+    Written from the definition: all keys, a mask, complex rotation. `tokens` counts each chunk's.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        chunk_of_token = torch.arange(len(tokens)).repeat_interleave(torch.tensor(tokens))
+        self.mask = chunk_of_token[:, None] >= chunk_of_token[None, :]
+
+    def __call__(
+        self, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None,
+        attention_mask: Any = None, rotary_emb: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(2, (attn.heads, -1))
+
+        def turn(x: torch.Tensor) -> torch.Tensor:
+            pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+            cos, sin = rotary_emb[0][..., 0::2].double(), rotary_emb[1][..., 1::2].double()
+            angle = torch.complex(cos, sin)
+            return torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
+
+        q = turn(heads(attn.norm_q(attn.to_q(hidden))))
+        k = turn(heads(attn.norm_k(attn.to_k(hidden))))
+        v = heads(attn.to_v(hidden))
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask
+        )
+        return attn.to_out[0](y.transpose(1, 2).flatten(2))
+
+
+@pytest.fixture(scope="session")
+def block_causal() -> Callable[[WanTransformer3DModel, Sequence[int]], None]:
+    """Makes a diffusers transformer block-causal, given how many tokens each chunk has."""
+
+    def change(model: WanTransformer3DModel, tokens: Sequence[int]) -> None:
+        for block in model.blocks:
+            block.attn1.set_processor(BlockCausalAttention(tokens))
+
+    return change

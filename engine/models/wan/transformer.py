@@ -12,8 +12,8 @@ P cached tokens, L text tokens, D hidden width, h heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,13 +22,29 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
 from ...layers.attention import attention
+from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
+from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+
+_MOST = {
+    "num_attention_heads": 256,
+    "attention_head_dim": 1024,
+    "in_channels": 1024,
+    "out_channels": 1024,
+    "text_dim": 65536,
+    "freq_dim": 65536,
+    "ffn_dim": 1 << 20,
+    "num_layers": 256,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanTransformerConfig:
-    """Fields of diffusers' `WanTransformer3DModel` config, under its names; defaults are 14B's."""
+    """Fields of diffusers' `WanTransformer3DModel` config, under its names; defaults are 14B's.
+
+    Raises `CheckpointError` for a value of the wrong type or beyond what a real DiT has.
+    """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
@@ -42,24 +58,36 @@ class WanTransformerConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        for name, most in _MOST.items():
+            check_whole(name, getattr(self, name), most)
+        check_wholes("patch_size", self.patch_size, 16, length=3)
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1:
+            raise CheckpointError(f"patch_size must be [1, rows, columns], got {self.patch_size}")
+        if self.attention_head_dim % 2 or self.freq_dim % 2:
+            raise CheckpointError(
+                f"attention_head_dim and freq_dim must be even, "
+                f"got {self.attention_head_dim} and {self.freq_dim}"
+            )
+        if not isinstance(self.cross_attn_norm, bool):
+            raise CheckpointError(
+                f"cross_attn_norm must be true or false, got {self.cross_attn_norm!r:.40}"
+            )
+        check_numbers("eps", (self.eps,), length=1, above=0)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WanTransformerConfig:
         """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
-        for key, wanted in (
-            ("qk_norm", "rms_norm_across_heads"),
-            ("image_dim", None),
-            ("added_kv_proj_dim", None),
-            ("pos_embed_seq_len", None),
-        ):
-            if values.get(key, wanted) != wanted:
-                raise CheckpointError(
-                    f"the transformer config has {key}={values[key]!r}; "
-                    f"text-to-video models have {wanted!r}"
-                )
-        known = {f.name for f in fields(cls)}
-        return cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        refuse_others(
+            values,
+            {
+                "qk_norm": "rms_norm_across_heads",
+                "image_dim": None,
+                "added_kv_proj_dim": None,
+                "pos_embed_seq_len": None,
+            },
         )
+        return cls(**known_fields(cls, values))
 
     @property
     def width(self) -> int:
@@ -81,40 +109,56 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_out = module_list([nn.Linear(width, width)])
         self.norm_q = nn.RMSNorm(width, eps=config.eps)
         self.norm_k = nn.RMSNorm(width, eps=config.eps)
 
     def query(self, x: Tensor) -> Tensor:
         """`[B, N, D]` to normed queries `[B, N, h, d]`."""
-        return self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
+        return self._split(self.norm_q(self.to_q(x)))
 
     def key_value(self, x: Tensor) -> LayerKV:
         """`[B, N, D]` to normed keys, not rotated, and values."""
-        return LayerKV(
-            self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1)),
-            self.to_v(x).unflatten(-1, (self.heads, -1)),
-        )
+        return LayerKV(self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x)))
 
     def attend(self, q: Tensor, kv: LayerKV) -> Tensor:
         """Unmasked attention of `[B, N, h, d]` to all of `kv`, projected back to `[B, N, D]`."""
         out: Tensor = self.to_out[0](attention(q, kv.k, kv.v).flatten(2))
         return out
 
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, by its tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+class LinearGELU(nn.Module):
+    """Linear, then GELU."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inside, outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(self.proj(x))
+
 
 class FeedForward(nn.Module):
-    """Linear, tanh-GELU, Linear (module names as in checkpoints)."""
+    """Linear, GELU, Linear (module names as in checkpoints)."""
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
-        project = nn.Module()
-        project.proj = nn.Linear(config.width, config.ffn_dim)
-        self.net = nn.ModuleList(
-            [project, nn.Identity(), nn.Linear(config.ffn_dim, config.width)]
+        self.net = nn.Sequential(
+            LinearGELU(config.width, config.ffn_dim),
+            nn.Identity(),
+            nn.Linear(config.ffn_dim, config.width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+        y: Tensor = self.net(x)
         return y
 
 
@@ -143,7 +187,6 @@ class Block(nn.Module):
         """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V."""
         table = (self.scale_shift_table + modulation.float()).unsqueeze(3)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
-        tokens = x.shape[1:3]
 
         y = (layer_norm(x, self.eps) * (1 + scale1) + shift1).to(x.dtype).flatten(1, 2)
         own = self.attn1.key_value(y)
@@ -151,10 +194,10 @@ class Block(nn.Module):
         if past is not None:
             k, v = torch.cat([past.k, k], dim=1), torch.cat([past.v, v], dim=1)
         y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v))
-        x = (x.float() + y.unflatten(1, tokens) * gate1).to(x.dtype)
+        x = (x.float() + y.reshape(x.shape) * gate1).to(x.dtype)
 
         y = self._norm2(x).flatten(1, 2)
-        x = x + self.attn2.attend(self.attn2.query(y), text).unflatten(1, tokens)
+        x = x + self.attn2.attend(self.attn2.query(y), text).reshape(x.shape)
 
         y = (layer_norm(x, self.eps) * (1 + scale2) + shift2).to(x.dtype)
         return (x.float() + self.ffn(y).float() * gate2).to(x.dtype), own
@@ -166,12 +209,18 @@ class Block(nn.Module):
         return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
 
 
-def two_layers(inside: int, outside: int) -> nn.Module:
-    """A container of linear_1 and linear_2, as checkpoints name them."""
-    module = nn.Module()
-    module.linear_1 = nn.Linear(inside, outside)
-    module.linear_2 = nn.Linear(outside, outside)
-    return module
+class TwoLayers(nn.Module):
+    """Linear, activation, Linear (module names as in checkpoints)."""
+
+    def __init__(self, inside: int, outside: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inside, outside)
+        self.linear_2 = nn.Linear(outside, outside)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear_2(self.activation(self.linear_1(x)))
+        return y
 
 
 class ConditionEmbedder(nn.Module):
@@ -180,9 +229,9 @@ class ConditionEmbedder(nn.Module):
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
         self.freq_dim = config.freq_dim
-        self.time_embedder = two_layers(config.freq_dim, config.width)
+        self.time_embedder = TwoLayers(config.freq_dim, config.width, F.silu)
         self.time_proj = nn.Linear(config.width, config.width * 6)
-        self.text_embedder = two_layers(config.text_dim, config.width)
+        self.text_embedder = TwoLayers(config.text_dim, config.width, gelu)
 
     def time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`[B, 1 or T]` to the embedding `[B, 1 or T, D]` and the modulation `[.., 6, D]`."""
@@ -190,16 +239,14 @@ class ConditionEmbedder(nn.Module):
         ramp = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
         angles = timestep.float().unsqueeze(-1) * torch.exp(-math.log(10000.0) * ramp)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        one, two = self.time_embedder.linear_1, self.time_embedder.linear_2
-        embedding = two(F.silu(one(waves.to(one.weight.dtype)))).to(dtype)
-        modulation = self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
-        return embedding, modulation
+        embedding: Tensor = self.time_embedder(waves.to(self.time_embedder.linear_1.weight.dtype))
+        embedding = embedding.to(dtype)
+        modulation: Tensor = self.time_proj(F.silu(embedding))
+        return embedding, modulation.reshape(*embedding.shape[:-1], 6, -1)
 
     def text(self, text: Tensor) -> Tensor:
         """`[B, L, text_dim]` to `[B, L, D]`."""
-        y: Tensor = self.text_embedder.linear_2(
-            F.gelu(self.text_embedder.linear_1(text), approximate="tanh")
-        )
+        y: Tensor = self.text_embedder(text)
         return y
 
 
@@ -215,7 +262,7 @@ class WanTransformer(nn.Module):
             config.in_channels, config.width, config.patch_size, stride=config.patch_size
         )
         self.condition_embedder = ConditionEmbedder(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = module_list(Block(config) for _ in range(config.num_layers))
         self.proj_out = nn.Linear(config.width, config.out_channels * math.prod(config.patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.width) / config.width**0.5)
 

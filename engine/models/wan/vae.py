@@ -11,8 +11,9 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
 from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, with_past
+from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
+from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 
 # fmt: off
 _LATENTS_MEAN = (
@@ -35,12 +38,26 @@ _LATENTS_STD = (
 # fmt: on
 
 
+_MOST = {
+    "base_dim": 1024,
+    "decoder_base_dim": 1024,
+    "z_dim": 1024,
+    "num_res_blocks": 16,
+    "in_channels": 1024,
+    "out_channels": 1024,
+    "patch_size": 16,
+}
+_OPTIONAL = ("decoder_base_dim", "patch_size")
+_MAX_LEVELS = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class WanVAEConfig:
     """Fields of diffusers' `AutoencoderKLWan` config that fix the layout (its names, its defaults).
 
     `temperal_downsample` says for each halving of space whether time halves too; `patch_size`
-    folds that many pixels of each side into channels first.
+    folds that many pixels of each side into channels first. Raises `CheckpointError` for a value of
+    the wrong type or beyond what a real VAE has.
     """
 
     base_dim: int = 96
@@ -56,26 +73,30 @@ class WanVAEConfig:
     latents_std: tuple[float, ...] = _LATENTS_STD
 
     def __post_init__(self) -> None:
-        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
+        for name, most in _MOST.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
+                check_whole(name, getattr(self, name), most)
+        check_wholes("dim_mult", self.dim_mult, 64, length=_MAX_LEVELS)
+        halvings = len(self.dim_mult) - 1
+        if not _are_flags(self.temperal_downsample, halvings):
             raise CheckpointError(
-                f"the VAE config has {len(self.temperal_downsample)} entries in "
-                f"temperal_downsample; {len(self.dim_mult)} levels need {len(self.dim_mult) - 1}"
+                f"temperal_downsample must be a list of {halvings} true or false, one less than "
+                f"dim_mult, got {self.temperal_downsample!r:.40}"
             )
-        if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
-            raise CheckpointError(f"latents_mean and latents_std must have z_dim={self.z_dim} values")
+        channels = 3 * (self.patch_size or 1) ** 2
+        if (self.in_channels, self.out_channels) != (channels, channels):
+            raise CheckpointError(
+                f"in_channels and out_channels must be {channels}, a folded RGB pixel, "
+                f"got {self.in_channels} and {self.out_channels}"
+            )
+        check_numbers("latents_mean", self.latents_mean, length=self.z_dim, above=-1e6)
+        check_numbers("latents_std", self.latents_std, length=self.z_dim, above=0)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WanVAEConfig:
         """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
-        for key, wanted in (("is_residual", False), ("attn_scales", []), ("dropout", 0.0)):
-            if values.get(key, wanted) != wanted:
-                raise CheckpointError(
-                    f"the VAE config has {key}={values[key]!r}; this VAE runs {wanted!r} only"
-                )
-        known = {f.name for f in fields(cls)}
-        return cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        )
+        refuse_others(values, {"is_residual": False, "attn_scales": [], "dropout": 0.0})
+        return cls(**known_fields(cls, values))
 
     @property
     def temporal_factor(self) -> int:
@@ -88,10 +109,18 @@ class WanVAEConfig:
         return int(2 ** len(self.temperal_downsample)) * (self.patch_size or 1)
 
 
-def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+def _are_flags(values: object, length: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == length
+        and all(isinstance(value, bool) for value in values)
+    )
+
+
+def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Run a 2D layer on each frame of `[B, C, T, H, W]`."""
     b, c, t, h, w = x.shape
-    y: Tensor = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
+    y = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
     return y.reshape(b, t, *y.shape[1:]).transpose(1, 2)
 
 
@@ -109,7 +138,8 @@ class ResidualBlock(nn.Module):
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         y = self.conv1.step(F.silu(self.norm1(x)), tape)
         y = self.conv2.step(F.silu(self.norm2(y)), tape)
-        return y + self.conv_shortcut(x)
+        shortcut: Tensor = self.conv_shortcut(x)
+        return y + shortcut
 
 
 class FrameAttention(nn.Module):
@@ -138,8 +168,8 @@ class MidBlock(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
-        self.attentions = nn.ModuleList([FrameAttention(dim)])
+        self.resnets = module_list([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
+        self.attentions = module_list([FrameAttention(dim)])
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         before, after = self.resnets
@@ -163,7 +193,8 @@ class Downsample(nn.Module):
         past = tape.take()
         tape.put(newest(x, 1))
         if past is not None:
-            return self.time_conv(torch.cat([past, x], dim=2))
+            halved: Tensor = self.time_conv(torch.cat([past, x], dim=2))
+            return halved
         if x.shape[2] == 1:
             return x
         return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
@@ -205,14 +236,16 @@ class UpBlock(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, blocks: int, upsample: Upsample | None) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
+        self.resnets = module_list(
             ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(blocks)
         )
-        self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
+        self.upsamplers = module_list([] if upsample is None else [upsample])
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
-        for layer in (*self.resnets, *(self.upsamplers or ())):
-            x = layer.step(x, tape)
+        for block in self.resnets:
+            x = block.step(x, tape)
+        for upsample in self.upsamplers:
+            x = upsample.step(x, tape)
         return x
 
 
@@ -224,13 +257,13 @@ class Encoder(nn.Module):
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
         in_channels = config.in_channels
         self.conv_in = CausalConv3d(in_channels, dims[0], (3, 3, 3))
-        self.down_blocks = nn.ModuleList()
-        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        blocks: list[ResidualBlock | Downsample] = []
+        for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
             for i in range(config.num_res_blocks):
-                self.down_blocks.append(ResidualBlock(in_dim if i == 0 else out_dim, out_dim))
+                blocks.append(ResidualBlock(in_dim if i == 0 else out_dim, out_dim))
             if level < len(config.temperal_downsample):
-                time = config.temperal_downsample[level]
-                self.down_blocks.append(Downsample(out_dim, time=time))
+                blocks.append(Downsample(out_dim, time=config.temperal_downsample[level]))
+        self.down_blocks = module_list(blocks)
         self.mid_block = MidBlock(dims[-1])
         self.norm_out = ChannelRMSNorm(dims[-1], 3)
         self.conv_out = CausalConv3d(dims[-1], config.z_dim * 2, (3, 3, 3))
@@ -254,11 +287,12 @@ class Decoder(nn.Module):
         dims = [base * m for m in (mult[0], *mult)]
         self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
         self.mid_block = MidBlock(dims[0])
-        self.up_blocks = nn.ModuleList()
-        for level, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        blocks: list[UpBlock] = []
+        for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
             upsample = Upsample(out_dim, time=times[level]) if level < len(times) else None
             halved = in_dim if level == 0 else in_dim // 2
-            self.up_blocks.append(UpBlock(halved, out_dim, config.num_res_blocks + 1, upsample))
+            blocks.append(UpBlock(halved, out_dim, config.num_res_blocks + 1, upsample))
+        self.up_blocks = module_list(blocks)
         self.norm_out = ChannelRMSNorm(dims[-1], 3)
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3))
 
@@ -310,9 +344,13 @@ class WanVAE(nn.Module):
         """Pixels of each side that a latent pixel stands for."""
         return self.config.spatial_factor
 
-    def moments(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+    def moments(
+        self, frames: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
         """Encode to `[B, 2 z_dim, T, h, w]`: mean and log-variance. Arguments as in `encode`."""
-        factor, step = self.config.temporal_factor, self.config.spatial_factor
+        if frames.ndim != 5 or frames.shape[1] != 3:
+            raise InputError(f"frames have shape {tuple(frames.shape)}; wanted [B, 3, F, H, W]")
+        factor = self.config.temporal_factor
         lone = 1 if caches is None else 0
         _, _, count, height, width = frames.shape
         if count == 0 or (count - lone) % factor:
@@ -330,21 +368,22 @@ class WanVAE(nn.Module):
 
         At a stream's start (`caches` None) F is 1 + 4n and T is 1 + n; later F is 4n and T is n.
         H and W should be multiples of `config.spatial_factor`. Latents are not normalized.
-        Raises `InputError` for another number of frames.
+        Raises `InputError` for another number of frames, or for what are no frames.
         """
         moments, caches = self.moments(frames, caches)
         return moments[:, : self.config.z_dim], caches
 
-    def decode(self, latents: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+    def decode(
+        self, latents: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
         """Latents `[B, z_dim, T, h, w]`, un-normalized, to frames `[B, 3, F, H, W]` in [-1, 1].
 
         At a stream's start F is 1 + 4 (T - 1); later it is 4 T. Raises `InputError` when the
         latents' channels are not `z_dim`.
         """
-        if latents.ndim != 5 or latents.shape[1] != self.config.z_dim:
-            raise InputError(
-                f"latents have shape {tuple(latents.shape)}; wanted [B, {self.config.z_dim}, T, h, w]"
-            )
+        z_dim, shape = self.config.z_dim, tuple(latents.shape)
+        if latents.ndim != 5 or shape[1] != z_dim:
+            raise InputError(f"latents have shape {shape}; wanted [B, {z_dim}, T, h, w]")
         tape = CacheTape(caches)
         x = self.decoder.step(self.post_quant_conv(latents), tape)
         if self.config.patch_size:

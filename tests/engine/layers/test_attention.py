@@ -10,7 +10,7 @@ from livereel.engine.layers.attention import attention
 
 
 @pytest.mark.parametrize("small", [0, 1 << 30])
-@pytest.mark.parametrize("queries,keys", [(1, 1), (5, 7), (64, 3)])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 7), (64, 3)])
 def test_equals_the_formula(
     small: int, queries: int, keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from torch.nn import functional as F
 
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.layers.rope import rope_table, rotate
 from livereel.engine.models.wan.transformer import WanTransformer
 from livereel.engine.types import LayerKV
+
+BlockCausal = Callable[[WanTransformer3DModel, Sequence[int]], None]
 
 TINY: dict[str, Any] = dict(
     num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=12,
@@ -36,7 +38,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("frames,height,width", [(1, 2, 2), (5, 6, 10), (2, 10, 6)])
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 2, 2), (5, 6, 10), (2, 10, 6)])
 @pytest.mark.parametrize("cross_attn_norm", [True, False])
 @torch.no_grad()
 def test_whole_clip_equals_diffusers(
@@ -49,39 +51,11 @@ def test_whole_clip_equals_diffusers(
     assert relative_error(ours(x, t, text), expected) <= 1e-4
 
 
-class BlockCausal:
-    """An attention processor for diffusers' attn1: each token sees its own chunk and earlier ones.
-
-    Written from the definition: all keys, a mask, complex rotation.
-    """
-
-    def __init__(self, chunk_of_token: torch.Tensor) -> None:
-        self.mask = chunk_of_token[:, None] >= chunk_of_token[None, :]
-
-    def __call__(
-        self, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None,
-        attention_mask: Any = None, rotary_emb: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(2, (attn.heads, -1))
-
-        def turn(x: torch.Tensor) -> torch.Tensor:
-            pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
-            angle = torch.complex(rotary_emb[0][..., 0::2].double(), rotary_emb[1][..., 1::2].double())
-            return torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
-
-        q = turn(heads(attn.norm_q(attn.to_q(hidden))))
-        k = turn(heads(attn.norm_k(attn.to_k(hidden))))
-        v = heads(attn.to_v(hidden))
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask
-        )
-        return attn.to_out[0](y.transpose(1, 2).flatten(2))
-
-
 @pytest.mark.parametrize("chunks", [[1, 1, 1], [3, 3], [2, 3, 1], [1, 5]])
 @torch.no_grad()
-def test_cached_chunks_equal_diffusers_under_a_block_causal_mask(chunks: list[int]) -> None:
+def test_cached_chunks_equal_diffusers_under_a_block_causal_mask(
+    block_causal: BlockCausal, chunks: list[int]
+) -> None:
     theirs, ours = pair()
     height, width, tokens = 6, 4, 6
     x, text = torch.randn(1, 4, sum(chunks), height, width), torch.randn(1, 5, 12)
@@ -91,8 +65,8 @@ def test_cached_chunks_equal_diffusers_under_a_block_causal_mask(chunks: list[in
         past = None
         if first:
             layers = [
-                LayerKV(torch.cat([c[i].k for c in cached], 1), torch.cat([c[i].v for c in cached], 1))
-                for i in range(3)
+                LayerKV(torch.cat([kv.k for kv in layer], 1), torch.cat([kv.v for kv in layer], 1))
+                for layer in zip(*cached, strict=True)
             ]
             past = ours.past(first, height, width, layers)
         flow, _ = ours.chunk(x[:, :, frames], torch.tensor([700.0]), kv, past)
@@ -100,9 +74,7 @@ def test_cached_chunks_equal_diffusers_under_a_block_causal_mask(chunks: list[in
         # The same in one forward of diffusers: the past at t=0, this chunk at t=700.
         times = torch.zeros(1, first + length)
         times[:, first:] = 700.0
-        owner = torch.arange(index + 1).repeat_interleave(torch.tensor(chunks[: index + 1]) * tokens)
-        for block in theirs.blocks:
-            block.attn1.set_processor(BlockCausal(owner))
+        block_causal(theirs, [length * tokens for length in chunks[: index + 1]])
         oracle = theirs(
             x[:, :, : first + length], times.repeat_interleave(tokens, 1), text, return_dict=False
         )[0]
@@ -151,9 +123,29 @@ def test_full_sizes_equal_diffusers_in_keys_shapes_and_count(size: str) -> None:
     assert sum(p.numel() for p in ours.parameters()) == count
 
 
-def test_layouts_of_other_families_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="image_dim=1280"):
-        WanTransformer.from_config({"image_dim": 1280})
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"image_dim": 1280}, "image_dim=1280 is not supported"),
+        ({"num_layers": 10**9}, "num_layers must be a whole number from 1 to 256, got 1000000000"),
+        ({"num_layers": 0}, "num_layers must be"),
+        ({"num_layers": True}, "num_layers must be"),
+        ({"num_attention_heads": 1e3}, "num_attention_heads must be"),
+        ({"attention_head_dim": 7}, "must be even, got 7 and 256"),
+        ({"ffn_dim": "64"}, "ffn_dim must be"),
+        ({"patch_size": [1, 2]}, "patch_size must be"),
+        ({"patch_size": [2, 2, 2]}, "patch_size must be"),
+        ({"patch_size": [1] * 10**6}, "patch_size must be"),
+        ({"cross_attn_norm": "yes"}, "cross_attn_norm must be"),
+        ({"eps": float("nan")}, "eps must be"),
+    ],
+)
+def test_a_config_of_another_family_or_size_is_refused(
+    values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        WanTransformer.from_config(values)
+    assert len(str(refusal.value)) < 150
 
 
 def test_a_size_that_patches_do_not_tile_is_refused() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from livereel.engine.errors import InputError
+from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.models.wan.vae import WanVAE
 
 SMALL = {
@@ -97,8 +99,38 @@ def test_a_wrong_number_of_frames_is_refused() -> None:
     _, ours = pair("wan")
     with pytest.raises(InputError, match="given 4 frames; it wants 1 \\+ a multiple of 4"):
         ours.encode(torch.zeros(1, 3, 4, 16, 16))
+    with pytest.raises(InputError, match="wanted \\[B, 3, F, H, W\\]"):
+        ours.encode(torch.zeros(1, 4, 5, 16, 16))
     with pytest.raises(InputError, match="wanted \\[B, 4, T, h, w\\]"):
         ours.decode(torch.zeros(1, 3, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"is_residual": True}, "is_residual=True is not supported"),
+        ({"base_dim": 10**12}, "base_dim must be a whole number from 1 to 1024"),
+        ({"base_dim": None}, "base_dim must be"),
+        ({"decoder_base_dim": 0}, "decoder_base_dim must be"),
+        ({"num_res_blocks": 1000}, "num_res_blocks must be a whole number from 1 to 16, got 1000"),
+        ({"dim_mult": [1] * 10**5}, "dim_mult must be a list of 1 to 8 whole numbers"),
+        ({"dim_mult": [1, 2, 4, 10**6]}, "dim_mult must be"),
+        ({"dim_mult": 4}, "dim_mult must be"),
+        ({"temperal_downsample": [True, True]}, "temperal_downsample must be a list of 3"),
+        ({"temperal_downsample": [0, 1, 1]}, "temperal_downsample must be"),
+        ({"patch_size": 2}, "in_channels and out_channels must be 12"),
+        ({"z_dim": 4}, "latents_mean must be a list of 4 numbers"),
+        ({"latents_std": [0.0] * 16}, "latents_std must be a list of 16 numbers above 0"),
+        ({"latents_mean": [float("inf")] * 16}, "latents_mean must be"),
+        ({"latents_mean": ["1"] * 16}, "latents_mean must be"),
+    ],
+)
+def test_a_config_of_another_family_or_size_is_refused(
+    values: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CheckpointError, match=sentence) as refusal:
+        WanVAE.from_config(values)
+    assert len(str(refusal.value)) < 150
 
 
 def test_full_size_equals_diffusers_in_keys_shapes_and_count() -> None:
