@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import ModelFolder, open_folder, read_json
-from .errors import CheckpointError, InputError
+from .errors import InputError
 from .layers.pixels import to_float, to_uint8
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling import schedule
 from .sampling.clip import sample_clip
 from .sampling.guidance import Guidance
 from .sampling.noise import normal
-from .sampling.solvers import Euler, UniPC
+from .sampling.solvers import DIFFUSERS_SOLVERS
 from .sampling.stream import StreamState
 from .session import Session, check_prompt, check_seed
 from .state import load_state
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo" / "weights"
 MAX_FRAMES = 10_000_000
-MAX_PIXELS = 8192 * 8192
-_CLIP_SOLVERS = {"UniPCMultistepScheduler": UniPC, "FlowMatchEulerDiscreteScheduler": Euler}
 _CLIP_STEPS, _CLIP_GUIDANCE = 50, 5.0
 
 
@@ -46,9 +44,7 @@ class Engine:
     runner: TorchRunner
 
     @classmethod
-    def load(
-        cls, model: str | Path = "demo", device: str = "auto", dtype: str = "auto"
-    ) -> Engine:
+    def load(cls, model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Engine:
         """Load `model`: "demo", or a folder in diffusers' layout (see `livereel convert`).
 
         `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; `dtype` is "auto"
@@ -224,10 +220,7 @@ class Engine:
     ) -> Frames:  # fmt: skip
         runner, length = self.runner, self.config.max_sequence_length
         described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
-        solver = _CLIP_SOLVERS.get(str(described.get("_class_name")))
         plan = schedule.from_diffusers(described, steps)
-        if solver is None:
-            raise CheckpointError(f"no solver for scheduler {described.get('_class_name')!r:.64}")
         latents = -(-(count - 1) // runner.vae.temporal_factor) + 1
         factor = runner.vae.spatial_factor
         shape = (1, runner.transformer.channels, latents, size[0] // factor, size[1] // factor)
@@ -238,7 +231,7 @@ class Engine:
             text=runner.encode_text(prompt, length),
             negative_text=runner.encode_text(negative, length) if guidance.enabled else None,
             schedule=plan,
-            solver=solver,
+            solver=DIFFUSERS_SOLVERS[described["_class_name"]],
             guidance=guidance,
         )
         return to_uint8(runner.decode(clean)[0])[:count]

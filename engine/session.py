@@ -1,5 +1,4 @@
-"""One live stream: chunks on demand, controls that take hold at a chunk's edge, snapshots.
-"""
+"""One live stream: chunks on demand, controls that take hold at a chunk's edge, snapshots."""
 
 from __future__ import annotations
 

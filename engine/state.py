@@ -40,9 +40,7 @@ def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
     """A snapshot's bytes; `model` names the weights it belongs to."""
     from safetensors.torch import save
 
-    tensors = {
-        name: value for name in _TENSORS if (value := getattr(state, name)) is not None
-    }
+    tensors = {name: value for name in _TENSORS if (value := getattr(state, name)) is not None}
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
     if light:
@@ -51,7 +49,10 @@ def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
     else:
         if state.ring is not None:
             tensors |= {"ring.k": state.ring.k, "ring.v": state.ring.v}
-            values |= {"ring.sinks": state.ring.layout.sinks, "ring.recent": state.ring.layout.recent}
+            values |= {
+                "ring.sinks": state.ring.layout.sinks,
+                "ring.recent": state.ring.layout.recent,
+            }
         for i, cache in enumerate(state.caches or ()):
             tensors[f"cache.{i}"] = cache
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -93,9 +94,7 @@ def load_state(data: bytes, *, model: str) -> tuple[StreamState, bool]:
     return state, light
 
 
-def check_state(
-    state: StreamState, sampler: StreamSampler, runner: TorchRunner, text: KV
-) -> None:
+def check_state(state: StreamState, sampler: StreamSampler, runner: TorchRunner, text: KV) -> None:
     """Move a loaded state to the runner's device, having checked each tensor's shape.
 
     Raises `InputError` when one is not what this model's sessions hold.
@@ -111,7 +110,9 @@ def check_state(
             raise InputError(f"the snapshot's {name} latents have shape {tuple(latents.shape)}")
         setattr(state, name, latents.to(runner.device, torch.float32))
     if not 1 <= state.steps <= len(config.timesteps):
-        raise InputError(f"the snapshot runs {state.steps} steps; 1 to {len(config.timesteps)} work")
+        raise InputError(
+            f"the snapshot runs {state.steps} steps; 1 to {len(config.timesteps)} work"
+        )
     if state.text is not None:
         if state.text.ndim != 3 or state.text.shape[:2] != (1, config.max_sequence_length):
             raise InputError(f"the snapshot's text has shape {tuple(state.text.shape)}")

@@ -111,7 +111,7 @@ KV: TypeAlias = Sequence[LayerKV]
 
 @dataclass(frozen=True)
 class Past:
-    """What a chunk attends to besides itself: rotated keys, and values, of `frames` latent frames."""
+    """What a chunk attends to besides itself: `frames` latent frames' rotated keys, and values."""
 
     frames: int
     layers: KV

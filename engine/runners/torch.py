@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.load import load_component
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEVICES = "wanted auto, cpu, cuda or cuda:N"
+
 
 def pick_device(device: str) -> torch.device:
     """ "auto" is the GPU where there is one. Raises `InputError` or `ResourceError` otherwise."""
@@ -31,15 +34,13 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"device {device!r} is unknown; wanted auto, cpu, cuda or cuda:N") from error
+        raise InputError(f"device {device!r} is unknown; {_DEVICES}") from error
     if picked.type not in ("cpu", "cuda"):
-        raise InputError(f"device {device!r} is not supported; wanted auto, cpu, cuda or cuda:N")
+        raise InputError(f"device {device!r} is not supported; {_DEVICES}")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f"device {device!r} was asked for; {torch.cuda.device_count()} GPUs found")
+        found = torch.cuda.device_count()
+        raise ResourceError(f"device {device!r} was asked for; {found} GPUs found")
     return picked
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -67,7 +68,7 @@ class TorchRunner:
         """Read the parts of a model folder. Raises `CheckpointError` for what does not fit."""
         transformer = load_component(folder, "transformer", device=device, dtype=dtype)
         vae = load_component(folder, "vae", device=device, dtype=dtype)
-        channels_last(cast(nn.Module, vae))
+        channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=_text_dtype(device, dtype))
         return cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
 
@@ -92,7 +93,9 @@ class TorchRunner:
         latents, caches = self.vae.encode(self._ready(frames), caches)
         return self.vae.normalize(latents.float()), caches
 
-    def decode(self, latents: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+    def decode(
+        self, latents: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
         """Normalized latents `[B, C, T, H, W]` to frames `[B, 3, F, H, W]` in [-1, 1]."""
         return self.vae.decode(self._ready(self.vae.denormalize(latents.float())), caches)
 

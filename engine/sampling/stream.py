@@ -18,7 +18,7 @@ from torch import Tensor
 from . import schedule
 from .chunk import cache_chunk, chunk_flow, denoise_chunk, past_of
 from .noise import normal
-from .solvers import Euler, Renoise, Solver
+from .solvers import SOLVERS, Solver
 from .window import KVRing, WindowLayout
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ WARM_UP = 24
 """Latent frames after which a decoder that starts anew has forgotten that it did: two for each
 causal convolution at the latent's own rate, of which Wan's decoder has eleven."""
 
-_SOLVERS: dict[str, type[Euler] | type[Renoise]] = {"euler": Euler, "renoise": Renoise}
-
 
 @dataclass
 class StreamState:
@@ -39,9 +37,9 @@ class StreamState:
     `chunk` and `latent` count chunks and latent frames since the stream began or was reset; `index`
     and `pts` number the next chunk and its first frame for the viewer and never go back. `pending`
     are the clean latents of the chunk just made, whose keys and values are not in the ring yet.
-    `recent` are the newest clean latents (normalized, `[1, C, T, H, W]`; the window's, and as many as a
-    decoder needs to warm up) and `sinks` the first ones; `picture` is the latent frame of the image that the stream starts from, if any. `text` is the
-    prompt's embedding `[1, L, D]`.
+    `recent` are the newest clean latents (normalized, `[1, C, T, H, W]`; the window's, and as many
+    as a decoder needs to warm up) and `sinks` the first ones; `picture` is the latent frame of the
+    image that the stream starts from, if any. `text` is the prompt's embedding `[1, L, D]`.
     """
 
     prompt: str
@@ -97,7 +95,7 @@ class StreamSampler:
 
         `negative` are the keys and values of the prompt that guidance moves away from, or None.
         """
-        shape = (1, self.channels, self._chunk_latents(state), *self.size)
+        shape = (1, self.channels, self.config.chunk_size(state.chunk), *self.size)
         chunk = state.noise_offset + state.chunk
 
         def noise(step: int) -> Tensor:
@@ -149,7 +147,7 @@ class StreamSampler:
         known: set[int] = set()
         passes = 0
         for first, latents in runs:
-            for part in latents.split(self.config.chunk_latents, dim=2):
+            for part in torch.split(latents, self.config.chunk_latents, dim=2):
                 visible = [frame for frame in self.layout.visible(first) if frame in known]
                 self._write(state, part, first, visible, text)
                 known.update(range(first, first + part.shape[2]))
@@ -180,12 +178,9 @@ class StreamSampler:
             state.ring = KVRing.like(self.layout, kv, latents.shape[2])
         state.ring.write(first, kv)
 
-    def _chunk_latents(self, state: StreamState) -> int:
-        return self.config.first_chunk_latents if state.latent == 0 else self.config.chunk_latents
-
     def _past(self, state: StreamState, visible: list[int]) -> Past | None:
         return past_of(self.denoiser, state.ring, visible, *self.size)
 
     def _solver(self, steps: int) -> Solver:
         timesteps = schedule.subset(self.config.timesteps, steps)
-        return _SOLVERS[self.config.solver](schedule.from_timesteps(timesteps))
+        return SOLVERS[self.config.solver](schedule.from_timesteps(timesteps))
