@@ -94,9 +94,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check, load, stream into the file, report. Returns the exit code."""
     with StopSignals() as signals:
-        plan = _check(options)
-        with _sinks(options, plan) as sinks:
-            return _stream(options, plan, sinks, signals)
+        try:
+            plan = _check(options)
+            with _sinks(options, plan) as sinks:
+                return _stream(options, plan, sinks, signals)
+        except KeyboardInterrupt:
+            print("livereel: stopped before the first frame", file=sys.stderr)
+            return signals.exit_code or 130
 
 
 def _check(options: argparse.Namespace) -> _Plan:
@@ -146,6 +150,7 @@ def _sinks(options: argparse.Namespace, plan: _Plan) -> Iterator[list[FrameSink]
 def _stream(
     options: argparse.Namespace, plan: _Plan, sinks: list[FrameSink], signals: StopSignals
 ) -> int:
+    """Load, make, encode, report; a stop on the way keeps what was made. Returns the exit code."""
     device, dtype = arguments.resolve(options.device, options.dtype)
     memory.check(plan.folder, width=plan.width, height=plan.height, dtype=dtype, device=device)
     start = time.perf_counter()
@@ -166,13 +171,12 @@ def _stream(
                 done += len(frames)
             progress.update(done)
     except KeyboardInterrupt:
-        signals.number = signals.number or 2
+        if done == 0:
+            raise
+    finally:
+        progress.clear()
     signals.hold()
-    progress.clear()
     seconds = time.perf_counter() - start
-    if done == 0 and signals.number is not None:
-        print("livereel: stopped before the first frame", file=sys.stderr)
-        return signals.exit_code
     for sink in sinks:
         sink.close()
     if signals.number is not None:

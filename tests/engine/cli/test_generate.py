@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from livereel.engine import Engine, cli, memory
+from livereel.engine.cli import arguments
 from livereel.engine.media import writer
 from livereel.engine.media.reader import read_video
 from livereel.engine.text.encoder import PromptWarning
@@ -174,6 +175,17 @@ def test_a_stop_before_the_first_frame_leaves_nothing(
     assert generate(tmp_path / "clip.mp4", model) == 130
     assert outputs(tmp_path) == set()
     assert "before the first frame" in capsys.readouterr().err
+
+
+def test_a_stop_while_the_model_loads_leaves_nothing(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(arguments, "load_engine", load)
+    assert generate(tmp_path / "clip.mp4", model) == 143
+    assert outputs(tmp_path) == set()
 
 
 def test_a_failing_engine_leaves_nothing(tmp_path: Path, model: str, fake: Any) -> None:
