@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
             names.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"livereel", "typing_extensions"}
+    return names - set(sys.stdlib_module_names) - {"livereel"}
 
 
 @pytest.mark.parametrize(
