@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
 from ...layers.attention import attention
+from ...layers.modulate import gate_residual, layer_norm, norm_modulate
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
@@ -162,11 +163,6 @@ class FeedForward(nn.Module):
         return y
 
 
-def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm without gain, in fp32; gives fp32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; AdaLN from the timestep."""
 
@@ -188,25 +184,24 @@ class Block(nn.Module):
         table = (self.scale_shift_table + modulation.float()).unsqueeze(3)
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
 
-        y = (layer_norm(x, self.eps) * (1 + scale1) + shift1).to(x.dtype).flatten(1, 2)
+        y = norm_modulate(x, scale1, shift1, self.eps).flatten(1, 2)
         own = self.attn1.key_value(y)
         k, v = rotate(own.k, rope), own.v
         if past is not None:
             k, v = torch.cat([past.k, k], dim=1), torch.cat([past.v, v], dim=1)
         y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v))
-        x = (x.float() + y.reshape(x.shape) * gate1).to(x.dtype)
+        x = gate_residual(x, y.reshape(x.shape), gate1)
 
         y = self._norm2(x).flatten(1, 2)
         x = x + self.attn2.attend(self.attn2.query(y), text).reshape(x.shape)
 
-        y = (layer_norm(x, self.eps) * (1 + scale2) + shift2).to(x.dtype)
-        return (x.float() + self.ffn(y).float() * gate2).to(x.dtype), own
+        y = norm_modulate(x, scale2, shift2, self.eps)
+        return gate_residual(x, self.ffn(y), gate2), own
 
     def _norm2(self, x: Tensor) -> Tensor:
         if isinstance(self.norm2, nn.Identity):
             return x
-        weight, bias = self.norm2.weight.float(), self.norm2.bias.float()
-        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
+        return layer_norm(x, self.norm2.weight, self.norm2.bias, self.eps)
 
 
 class TwoLayers(nn.Module):
@@ -279,6 +274,12 @@ class WanTransformer(nn.Module):
         """
         return self.chunk(latents, timestep, self.text_kv(text), None)[0]
 
+    def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`[layers, n, h, d]` of the keys, and of the values, of one latent frame of that size."""
+        config = self.config
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
+        return config.num_layers, config.tokens(height, width), heads, head_dim
+
     def text_kv(self, text: Tensor) -> KV:
         """Keys and values of the text for all layers; compute once for each prompt."""
         states = self.condition_embedder.text(text.to(self.dtype))
@@ -319,13 +320,18 @@ class WanTransformer(nn.Module):
             x, kv = block(x, modulation, text[i], rope, seen)
             own.append(kv)
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
-        x = (layer_norm(x, self.config.eps) * (1 + scale) + shift).to(x.dtype)
+        x = norm_modulate(x, scale, shift, self.config.eps)
         return self._unpatch(self.proj_out(x), height, width), own
 
     @property
     def channels(self) -> int:
         """Latent channels."""
         return self.config.out_channels
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text's embedding."""
+        return self.config.text_dim
 
     @property
     def spatial_patch(self) -> int:
