@@ -316,8 +316,8 @@ def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Mac
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         share = (time.monotonic() - start) / 60 / minutes
-        chunks = 1 if share < 0.2 else 2 if share < 0.5 else 3 if share < 0.75 else 4
-        size = 32 if chunks == 1 else 8
+        chunks = 1 if share < 0.33 else 2 if share < 0.62 else 3 if share < 0.85 else 4
+        size = {1: 32, 2: 12}.get(chunks, 8)
         rows = torch.randint(len(latents), (scale * size,))
         rollout = 0.5 if share > 0.6 else 0.0
         return dit_loss(
