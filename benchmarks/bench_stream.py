@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from livereel.engine import machine
+
 from . import harness
 from .harness import Case, Environment, Spread
 from .report import Goal, Section, to_json
@@ -255,7 +257,7 @@ def probe(bench: Bench, who: str) -> dict[str, float]:
         "load, s": loaded - imported,
         "first frame, s": first_frame,
         "frames a second": fps,
-        "peak memory, GB": harness.peak_memory() / 1e9,
+        "peak memory, GB": (machine.peak_memory() or math.nan) / 1e9,
     }
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from livereel.engine import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence, Sized
@@ -165,20 +166,6 @@ def watch(
     )
 
 
-def peak_memory() -> int:
-    """The most resident memory this process has had, in bytes.
-
-    Linux carries `ru_maxrss` over from the parent of a new process, so its VmHWM is read instead.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def fresh(arguments: Sequence[str], *, timeout_s: float = 600.0) -> dict[str, Any]:
     """Run `python ARGUMENTS` in a new process and read the JSON object on its last line.
 
@@ -212,8 +199,8 @@ class Environment:
     def capture(cls, *, threads: int, packages: Sequence[str], repo: Path) -> Environment:
         """Of this machine, now; `commit` ends in `+` when files of `repo` differ from it."""
         return cls(
-            cpu=_cpu_name(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+            cpu=machine.cpu_name(),
+            cores=machine.cores(),
             threads=threads,
             memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
             load_average=round(os.getloadavg()[0], 2),
@@ -232,20 +219,6 @@ class Environment:
             f"{self.system}, python {self.python}, {versions}\n"
             f"commit {self.commit}"
         )
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a model needs at a picture size, and how much there is, before anything loads.
+"""How much memory a model needs at a picture size, told before anything is loaded.
 
 Nothing here imports torch unless a GPU is asked about: sizes come from the headers of the
 safetensors files and from the folder's `config.json` files. All amounts are bytes.
@@ -6,22 +6,21 @@ safetensors files and from the folder's `config.json` files. All amounts are byt
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from .checkpoint.folder import ModelFolder
 from .errors import CheckpointError, ResourceError
+from .machine import available_ram
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
-_MAX_HEADER = 100 * 1024 * 1024
 _RUNTIME = 400 * 1024 * 1024
 _DECODER_COPIES = 5
 _PASS_COPIES = 10
@@ -103,17 +102,6 @@ def available(device: str = "cpu") -> int | None:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
-
-
-def available_ram(root: Path = Path("/")) -> int | None:
-    """Bytes of RAM this process may still take: the least that machine and cgroups leave it."""
-    limits = [*_meminfo(root), *_cgroups(root)]
-    if limits:
-        return max(0, min(limits))
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def check(
@@ -251,61 +239,12 @@ def _tensors(component: Path) -> Iterator[tuple[int, int]]:
         if "." in path.stem:  # a variant, such as model.fp16.safetensors, which nobody asked for
             continue
         try:
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                if length > _MAX_HEADER:
-                    raise ValueError("its header is too long")
-                header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
+            with safe_open(str(path), framework="np") as file:
+                parts = [file.get_slice(name) for name in file.keys()]
                 found = [
-                    (math.prod(tensor["shape"]), _STORED_BYTES.get(tensor["dtype"], 1))
-                    for tensor in header.values()
+                    (math.prod(part.get_shape()), _STORED_BYTES.get(str(part.get_dtype()), 1))
+                    for part in parts
                 ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
         yield from found
-
-
-def _meminfo(root: Path) -> Iterator[int]:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-def _cgroups(root: Path) -> Iterator[int]:
-    """What each cgroup above this process still allows, version 2 and version 1."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        group = mount / path.strip("/")
-        while True:
-            limit, used = (_number(group / name) for name in names)
-            if limit is not None and used is not None:
-                # File pages that nobody touched lately are given back when memory runs short.
-                yield limit - used + _inactive_file(group)
-            if group == mount:
-                break
-            group = group.parent
-
-
-def _inactive_file(group: Path) -> int:
-    stat = dict(line.split()[:2] for line in _lines(group / "memory.stat"))
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-
-
-def _number(path: Path) -> int | None:
-    lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].strip().isdigit() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import memory
+from .. import machine, memory
 from ..errors import InputError
 from . import arguments
 from .progress import Progress
@@ -223,12 +223,8 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
 
 def _peak_memory() -> str:
     """The most RAM this process has held, and the most GPU memory if it held any."""
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return "unknown"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    shown = memory.gigabytes(peak if sys.platform == "darwin" else peak * 1024)
+    peak = machine.peak_memory()
+    shown = "unknown" if peak is None else memory.gigabytes(peak)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         shown += f", on the GPU {memory.gigabytes(torch.cuda.max_memory_allocated())}"

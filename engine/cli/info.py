@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from dataclasses import asdict
-from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, memory
+from .. import __version__, machine, memory
 from . import arguments
 
 if TYPE_CHECKING:
@@ -82,40 +79,14 @@ def _describe_machine() -> dict[str, Any]:
     return {
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "cpu_features": _cpu_features(),
-        "cores": _cores(),
-        "memory_free": memory.available_ram(),
+        "cpu": machine.cpu_name(),
+        "cpu_features": machine.cpu_features(),
+        "cores": machine.cores(),
+        "memory_free": machine.available_ram(),
         "gpus": _gpus(),
         "roads": {road: _version(road) for road in _ROADS},
-        "native": find_spec("livereel.engine.native._core") is not None,
+        "native": _has_native_core(),
     }
-
-
-def _cpu_line(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
-
-
-def _cores() -> int | None:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _cpu_name() -> str:
-    return _cpu_line("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_features() -> list[str]:
-    """The instruction sets that decide how fast a CPU is here."""
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-    have = (_cpu_line("flags") or _cpu_line("Features")).split()
-    return [feature for feature in wanted if feature in have]
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -135,6 +106,14 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _has_native_core() -> bool:
+    try:
+        import_module("livereel.engine.native")
+    except ImportError:
+        return False
+    return True
 
 
 def _format(facts: dict[str, Any]) -> str:

@@ -170,17 +170,6 @@ def test_fresh_shows_why_a_process_failed() -> None:
         fresh(["-c", "raise SystemExit('no such model')"])
 
 
-def test_peak_memory_remembers_what_was_touched() -> None:
-    program = (
-        "from livereel.benchmarks.harness import peak_memory; before = peak_memory(); "
-        "b'x' * (64 << 20); print('{\"before\": %d, \"after\": %d}' % (before, peak_memory()))"
-    )
-    ballast = b"x" * (256 << 20)  # a new process must not count what its parent holds
-    memory = fresh(["-c", program])
-    assert memory["before"] < len(ballast)
-    assert 60 << 20 < memory["after"] - memory["before"] < 80 << 20
-
-
 def test_the_environment_names_machine_versions_and_commit(tmp_path: Path) -> None:
     here = Environment.capture(
         threads=3, packages=["pytest", "no-such-package"], repo=Path(__file__).parent

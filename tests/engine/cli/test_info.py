@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 
 import pytest
 
@@ -42,3 +44,11 @@ def test_mistakes_are_one_line(
     assert out == ""
     assert err.startswith("livereel: ")
     assert err.count("\n") == 1
+
+
+def test_a_core_that_is_not_built_is_said_and_no_error(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "livereel.engine.native", None)
+    assert cli.main(["info", model]) == 0
+    assert re.search(r"^native core +not built$", capsys.readouterr().out, re.MULTILINE)
