@@ -55,14 +55,18 @@ class PngSink:
         if self._count == 0:
             self.abort()
             raise InputError(f"{self._folder} was not written, since no frame came")
+        try:
+            with writing(self._folder):
+                for old in self._folder.iterdir():
+                    if _NAME.fullmatch(old.name):
+                        old.unlink()
+                for new in sorted(self._part.iterdir()):
+                    new.rename(self._folder / new.name)
+                self._part.rmdir()
+        except BaseException:
+            self.abort()
+            raise
         self._done = True
-        with writing(self._folder):
-            for old in self._folder.iterdir():
-                if _NAME.fullmatch(old.name):
-                    old.unlink()
-            for new in sorted(self._part.iterdir()):
-                new.rename(self._folder / new.name)
-            self._part.rmdir()
         return self._folder
 
     def abort(self) -> None:

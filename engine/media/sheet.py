@@ -77,10 +77,14 @@ class SheetSink:
         if not self._kept:
             self.abort()
             raise InputError(f"{self._path} was not written, since no frame came")
+        try:
+            with writing(self._path):
+                Image.fromarray(contact_sheet(np.stack(self._kept))).save(self._part, format="PNG")
+                self._part.replace(self._goal)
+        except BaseException:
+            self.abort()
+            raise
         self._done = True
-        with writing(self._path):
-            Image.fromarray(contact_sheet(np.stack(self._kept))).save(self._part, format="PNG")
-            self._part.replace(self._goal)
         return self._path
 
     def abort(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from livereel.engine import InputError
+from livereel.engine import InputError, ResourceError
 from livereel.engine.media.sheet import SheetSink, contact_sheet
 
 
@@ -61,6 +61,15 @@ def test_abort_and_empty_close_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no frame"):
         SheetSink(tmp_path / "sheet.png", total=4).close()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_place_that_fails_at_the_end_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    sink = SheetSink(tmp_path / "sheet.png", total=4)
+    sink.write(numbered(4))
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(ResourceError, match="cannot go on writing"):
+        sink.close()
+    assert os.listdir(tmp_path) == ["sheet.png"]
 
 
 @pytest.mark.parametrize("name", ["sheet.jpg", "missing/sheet.png"])

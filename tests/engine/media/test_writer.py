@@ -228,6 +228,15 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path, name: str) 
     assert os.listdir(tmp_path) == []
 
 
+def test_pictures_that_cannot_take_their_place_leave_nothing_of_this_run(tmp_path: Path) -> None:
+    sink = open_sink(f"{tmp_path}/frames/", fps=16)
+    sink.write(moving_disk(2))
+    (tmp_path / "frames" / "frame_000000.png").mkdir()
+    with pytest.raises(ResourceError, match="cannot go on writing"):
+        sink.close()
+    assert os.listdir(tmp_path / "frames") == ["frame_000000.png"]
+
+
 def test_a_link_is_followed_and_kept(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real" / "clip.mp4")
