@@ -206,7 +206,7 @@ def _clip_scores(verdicts: Sequence[Verdict]) -> list[Score]:
 
 
 def _vae_scores(engine: Model, count: int, rng: np.random.Generator, tell: Progress) -> list[Score]:
-    import torch
+    from ..layers.pixels import to_float, to_uint8
 
     size = engine.config.height
     total, inside, weight = 0.0, 0.0, 0.0
@@ -216,10 +216,7 @@ def _vae_scores(engine: Model, count: int, rng: np.random.Generator, tell: Progr
         first = int(rng.integers(1000))
         truth = scene.render(first, _VAE_FRAMES, size=size)
         mask = scene.mask(first, _VAE_FRAMES, size=size)
-        video = torch.from_numpy(truth).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        decoded = engine.decode(engine.encode(video))
-        pixels = ((decoded[0].float().cpu().clamp(-1, 1) + 1) * 127.5).round()
-        frames = pixels.permute(1, 2, 3, 0).to(torch.uint8).numpy()
+        frames = to_uint8(engine.decode(engine.encode(to_float(truth))))
         area = float((mask > 0.5).sum())
         total += squared_error(frames, truth)
         inside += area * squared_error(frames, truth, mask)
