@@ -35,7 +35,6 @@ class Weights:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
         self._home: dict[str, tuple[Path, Any]] = {}
         self._stack = ExitStack()
         try:
@@ -53,9 +52,7 @@ class Weights:
             for name in handle.keys():
                 if name in self._home:
                     raise CheckpointError(f"{path} repeats {name!r}, which another file holds too")
-                part = handle.get_slice(name)
-                self.shapes[name] = tuple(part.get_shape())
-                self.dtypes[name] = str(part.get_dtype())
+                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
                 self._home[name] = (path, handle)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
