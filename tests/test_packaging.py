@@ -64,7 +64,7 @@ def test_every_package_is_typed() -> None:
 
 
 def test_constraints_pin_what_the_tests_run_on() -> None:
-    """Each direct dependency is pinned, and the versions installed here are the pinned ones."""
+    """Each line pins one version, and no direct dependency is left out."""
     pins = {}
     for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
