@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "philox.h"
+#include "rms_norm_silu.h"
 
 namespace py = pybind11;
 
@@ -23,10 +24,50 @@ void fill_normal(const py::buffer& out, std::uint64_t seed, std::uint64_t chunk,
   livereel::fill_normal(seed, chunk, step, static_cast<float*>(info.ptr), count);
 }
 
+// A dense matrix [rows, channels] of items as wide as `T`; half precision comes as uint16.
+template <typename Item>
+py::buffer_info dense_rows(const py::buffer& buffer, bool writable) {
+  py::buffer_info info = buffer.request(writable);
+  const bool dense = info.ndim == 2 && info.strides[1] == info.itemsize &&
+                     (info.shape[0] <= 1 || info.strides[0] == info.shape[1] * info.itemsize);
+  if (!info.item_type_is_equivalent_to<Item>() || !dense) {
+    throw py::value_error("x and y must be dense [rows, channels] of one type, float32 or uint16");
+  }
+  return info;
+}
+
+template <typename Item, typename Value>
+void rms_norm_silu_as(const py::buffer& x, const py::buffer_info& gain, const py::buffer& y) {
+  const py::buffer_info from = dense_rows<Item>(x, false);
+  const py::buffer_info to = dense_rows<Item>(y, true);
+  if (from.shape != to.shape || from.shape[1] != gain.size) {
+    throw py::value_error("x and y must have one shape [rows, channels], gain one item a channel");
+  }
+  const auto rows = static_cast<std::size_t>(from.shape[0]);
+  const auto channels = static_cast<std::size_t>(from.shape[1]);
+  const py::gil_scoped_release unlocked;
+  livereel::rms_norm_silu(static_cast<const Value*>(from.ptr), static_cast<const float*>(gain.ptr),
+                          static_cast<Value*>(to.ptr), rows, channels);
+}
+
+void rms_norm_silu(const py::buffer& x, const py::buffer& gain, const py::buffer& y) {
+  const py::buffer_info gains = gain.request();
+  if (!gains.item_type_is_equivalent_to<float>() || gains.ndim != 1 ||
+      (gains.size > 1 && gains.strides[0] != static_cast<py::ssize_t>(sizeof(float)))) {
+    throw py::value_error("gain must be a contiguous one-dimensional float32 buffer");
+  }
+  if (x.request().item_type_is_equivalent_to<float>()) {
+    rms_norm_silu_as<float, float>(x, gains, y);
+  } else {
+    rms_norm_silu_as<std::uint16_t, livereel::BFloat16>(x, gains, y);
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("philox4x32_10", &livereel::philox4x32_10, py::arg("counter"), py::arg("key"));
   m.def("fill_normal", &fill_normal, py::arg("out"), py::kw_only(), py::arg("seed"),
         py::arg("chunk"), py::arg("step"));
+  m.def("rms_norm_silu", &rms_norm_silu, py::arg("x"), py::arg("gain"), py::arg("y"));
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LiveReelError(Exception):
-    """Base of all errors that LiveReel raises on purpose; the command line prints it and exits 2."""
+    """Base of all errors raised on purpose; the command line prints the message and exits 2."""
 
 
 class InputError(LiveReelError, ValueError):

@@ -72,7 +72,10 @@ class CausalConv3d(nn.Conv3d):
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         """Convolve `x` `[B, C, T, H, W]` after what the tape holds of its past; T stays."""
-        x = with_past(x, tape.take(), self.history)
+        return self.after_past(with_past(x, tape.take(), self.history), tape)
+
+    def after_past(self, x: Tensor, tape: CacheTape) -> Tensor:
+        """Convolve `x`, whose first `history` frames are its past, and keep its newest."""
         tape.put(newest(x, self.history))
         y: Tensor = self(x)
         return y

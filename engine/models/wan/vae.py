@@ -24,6 +24,7 @@ from ...errors import CheckpointError, InputError
 from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, with_past
 from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
+from ...layers.norm_silu import norm_silu_with_past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 
 # fmt: off
@@ -124,6 +125,21 @@ def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return y.reshape(b, t, *y.shape[1:]).transpose(1, 2)
 
 
+def normed_step(conv: CausalConv3d, norm: ChannelRMSNorm, x: Tensor, tape: CacheTape) -> Tensor:
+    """Norm, SiLU, and the convolution of that after its past."""
+    x = norm_silu_with_past(x, norm, tape.take(), conv.history)
+    return conv.after_past(x, tape)
+
+
+class Nearest2x(nn.Module):
+    """Each pixel four times; unlike torch's upsampling it keeps channels last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        y = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, h, 2, w, 2, c)
+        return y.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
 
@@ -136,8 +152,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
-        y = self.conv1.step(F.silu(self.norm1(x)), tape)
-        y = self.conv2.step(F.silu(self.norm2(y)), tape)
+        y = normed_step(self.conv1, self.norm1, x, tape)
+        y = normed_step(self.conv2, self.norm2, y, tape)
         shortcut: Tensor = self.conv_shortcut(x)
         return y + shortcut
 
@@ -206,7 +222,7 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, *, time: bool) -> None:
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"),
+            Nearest2x(),
             nn.Conv2d(dim, dim // 2, 3, padding=1),
         )
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
@@ -273,7 +289,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block.step(x, tape)
         x = self.mid_block.step(x, tape)
-        return self.conv_out.step(F.silu(self.norm_out(x)), tape)
+        return normed_step(self.conv_out, self.norm_out, x, tape)
 
 
 class Decoder(nn.Module):
@@ -301,7 +317,7 @@ class Decoder(nn.Module):
         x = self.mid_block.step(x, tape)
         for block in self.up_blocks:
             x = block.step(x, tape)
-        return self.conv_out.step(F.silu(self.norm_out(x)), tape)
+        return normed_step(self.conv_out, self.norm_out, x, tape)
 
 
 def fold(x: Tensor, patch: int) -> Tensor:
@@ -333,6 +349,11 @@ class WanVAE(nn.Module):
     def from_config(cls, values: Mapping[str, Any]) -> WanVAE:
         """Build from a diffusers `config.json`, weights not yet set."""
         return cls(WanVAEConfig.from_dict(values))
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.config.z_dim
 
     @property
     def temporal_factor(self) -> int:
