@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from .checkpoint.folder import ModelFolder
 from .errors import CheckpointError, ResourceError
 from .machine import available_ram
@@ -235,6 +233,8 @@ def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _Decoder]:
 
 def _tensors(component: Path) -> Iterator[tuple[int, int]]:
     """(numbers, bytes of each as stored) for all tensors of a component."""
+    from safetensors import SafetensorError, safe_open
+
     for path in sorted(component.glob("*.safetensors")):
         if "." in path.stem:  # a variant, such as model.fp16.safetensors, which nobody asked for
             continue
