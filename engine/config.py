@@ -11,6 +11,10 @@ from .errors import CheckpointError, InputError
 
 Solver = Literal["renoise", "euler"]
 
+MIN_FPS, MAX_FPS = 0.1, 240.0
+MAX_SIDE = 8192
+"""Pixels that a side of a picture may have."""
+
 # name -> (low, high, whole numbers only). Every bound is inclusive.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "chunk_latents": (1, 64, True),
@@ -20,10 +24,10 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "context_noise": (0, 1000, False),
     "shift": (0.01, 100, False),
     "guidance_scale": (0, 100, False),
-    "fps": (0.1, 240, False),
+    "fps": (MIN_FPS, MAX_FPS, False),
     "max_sequence_length": (1, 4096, True),
-    "width": (8, 8192, True),
-    "height": (8, 8192, True),
+    "width": (8, MAX_SIDE, True),
+    "height": (8, MAX_SIDE, True),
 }
 _MAX_TIMESTEPS = 1000
 

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 from .. import memory
 from ..checkpoint.folder import ModelFolder, open_folder
+from ..config import MAX_FPS, MAX_SIDE, MIN_FPS
 from ..errors import InputError
+from ..text.cleaning import MAX_CHARACTERS
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
 MAX_SECONDS = 24 * 3600.0
 MAX_FRAMES = 10_000_000
-MIN_FPS, MAX_FPS = 0.1, 240.0
-MAX_SIDE = 8192
-MAX_PROMPT = 10_000
 
-_DTYPES = ("auto", *memory.DTYPE_BYTES)
+DTYPES = ("auto", *memory.DTYPE_BYTES)
 _DEMO = Path(__file__).parents[1] / "demo" / "weights"
 
 
@@ -38,7 +37,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
     parser.add_argument(
-        "--dtype", choices=_DTYPES, default="auto", help="of weights and state (default: auto)"
+        "--dtype", choices=DTYPES, default="auto", help="of weights and state (default: auto)"
     )
 
 
@@ -95,9 +94,9 @@ def prompt(text: str) -> str:
     """A prompt that says something."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; say what the video should show")
-    if len(text) > MAX_PROMPT:
+    if len(text) > MAX_CHARACTERS:
         raise argparse.ArgumentTypeError(
-            f"has {len(text)} characters; at most {MAX_PROMPT} are read"
+            f"has {len(text)} characters; at most {MAX_CHARACTERS} are read"
         )
     return text
 

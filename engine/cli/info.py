@@ -33,7 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("auto", *memory.DTYPE_BYTES),
+        choices=arguments.DTYPES,
         default="auto",
         help="of weights and state (default: what this machine runs best)",
     )

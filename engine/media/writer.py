@@ -21,6 +21,7 @@ from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
+from ..config import MAX_FPS
 from ..errors import InputError
 from .place import ACCURATE, BT709, LIMITED_RANGE, check_frames, check_open, new_part, writing
 from .png import PngSink
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from ..types import Frames, FrameSink
 
-MAX_FPS = 240.0
 _ENDINGS = "use .mp4, .webm or .gif, or end in a slash for a folder of numbered PNGs"
 
 
