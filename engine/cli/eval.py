@@ -107,5 +107,6 @@ class _Stages:
 
 def _check_file(path: Path) -> None:
     """Raise `InputError` now rather than after an hour's work."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
         raise InputError(f"cannot write {path}: name a file in a folder that exists")
