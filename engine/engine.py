@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from .sampling.guidance import Guidance
 from .sampling.noise import normal
 from .sampling.solvers import DIFFUSERS_SOLVERS
 from .sampling.stream import StreamState
-from .session import Session, check_prompt, check_seed
+from .session import Session, check_prompt, check_seed, check_steps
 from .state import load_state
 from .types import Video
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo" / "weights"
 MAX_FRAMES = 10_000_000
-_CLIP_STEPS, _CLIP_GUIDANCE = 50, 5.0
+_FINGERPRINT_BYTES = 1 << 20
+_CLIP_STEPS, _MAX_CLIP_STEPS, _CLIP_GUIDANCE = 50, 1000, 5.0
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,9 @@ class Engine:
         width, height = self._size(width, height)
         check_prompt(prompt)
         check_seed(seed)
-        _check_count("frames", frames, 1, MAX_FRAMES)
         _check_count("start_frame", start_frame, 0, 2**62)
         steps = len(config.timesteps) if steps is None else steps
-        schedule.subset(config.timesteps, steps)
+        check_steps(steps, config)
         chunk_frames = config.chunk_latents * self.runner.vae.temporal_factor
         state = StreamState(
             prompt=prompt,
@@ -135,13 +137,13 @@ class Engine:
     ) -> Session:
         """Go on from `Session.snapshot`, bitwise if it was exact, closely if it was light.
 
-        Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
+        Snapshots may come from strangers: a restored session costs no more than `open` at its size
+        does. Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
         """
-        state, light = load_state(snapshot, model=self._fingerprint())
-        if (state.width, state.height) != self._size(state.width, state.height):
-            raise InputError("the snapshot's size does not suit this model")
+        state, tensors, light = load_state(snapshot, model=self._fingerprint)
+        self._size(state.width, state.height)
         session = self._session(state, fps, frames)
-        session.adopt(light=light)
+        session.adopt(tensors, light=light)
         return session
 
     def generate(
@@ -173,35 +175,40 @@ class Engine:
                 frames=count, fps=rate,
             )  # fmt: skip
             chunks = list(session)
-            pixels = torch.cat([torch.from_numpy(chunk.frames) for chunk in chunks]).numpy()
+            pixels = np.concatenate([chunk.frames for chunk in chunks])
             return Video(frames=pixels, fps=rate, stats=tuple(chunk.stats for chunk in chunks))
         if image is not None:
             raise InputError("this model makes clips from text alone; leave the image out")
         width, height = self._size(width, height)
         check_prompt(prompt)
         check_seed(seed)
+        steps = _CLIP_STEPS if steps is None else steps
+        _check_count("steps", steps, 1, _MAX_CLIP_STEPS)
+        if not 0 <= guidance_scale <= 100:
+            raise InputError(f"guidance_scale is {guidance_scale}; wanted a number from 0 to 100")
         pixels = self._whole_clip(
-            prompt, negative_prompt, count, (height, width), seed, steps or _CLIP_STEPS,
-            guidance_scale,
-        )  # fmt: skip
+            prompt, negative_prompt, count, (height, width), seed, steps, guidance_scale
+        )
         return Video(frames=pixels, fps=rate)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames `[B, 3, F, H, W]` in [-1, 1] to latents `[B, C, T, h, w]` (the posterior's mean,
-        un-normalized, fp32), as diffusers' `vae.encode(...).latent_dist.mode()` gives."""
-        return self.runner.vae.denormalize(self.runner.encode(frames)[0])
+        un-normalized, fp32), as diffusers' `vae.encode(...).latent_dist.mode()` gives. Raises
+        `InputError` for another shape or number of frames."""
+        return self.runner.vae.encode(self.runner.ready(frames))[0].float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalized latents `[B, C, T, h, w]` to fp32 frames `[B, 3, F, H, W]` in [-1, 1], as
-        diffusers' `vae.decode(...).sample` gives."""
-        return self.runner.decode(self.runner.vae.normalize(latents.float()))[0].float()
+        diffusers' `vae.decode(...).sample` gives. Raises `InputError` for another shape."""
+        return self.runner.vae.decode(self.runner.ready(latents))[0].float()
 
     def _session(self, state: StreamState, fps: float | None, frames: int | None) -> Session:
         rate = self.config.fps if fps is None else fps
         _check_rate(rate)
-        model = self._fingerprint()
+        _check_count("frames", frames, 1, MAX_FRAMES)
+        model = self._fingerprint
         return Session(self.runner, self.config, state, model=model, fps=rate, frames=frames)
 
     @torch.inference_mode()
@@ -264,14 +271,18 @@ class Engine:
                 )
         return width, height
 
+    @cached_property
     def _fingerprint(self) -> str:
-        """Names the weights well enough to keep snapshots of different models apart."""
+        """Names the weights well enough to keep snapshots of different models apart: by all that
+        is small in the folder, and by the size and the last bytes of what is large."""
         names = hashlib.sha256()
         for path in sorted(self.folder.path.rglob("*")):
-            if path.suffix == ".json" and path.name != "manifest.json":
-                names.update(path.read_bytes())
-            elif path.suffix == ".safetensors":
-                names.update(f"{path.name} {path.stat().st_size}".encode())
+            if path.suffix in (".json", ".safetensors"):
+                size = path.stat().st_size
+                names.update(f"{path.name} {size} ".encode())
+                with path.open("rb") as file:
+                    file.seek(max(0, size - _FINGERPRINT_BYTES))
+                    names.update(file.read())
         return f"{self.folder.path.resolve().name}-{names.hexdigest()[:16]}"
 
 
@@ -283,5 +294,5 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
 
 
 def _check_rate(fps: float) -> None:
-    if not 0.1 <= fps <= 240:
-        raise InputError(f"fps is {fps}; wanted a number from 0.1 to 240")
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.1 <= fps <= 240:
+        raise InputError(f"fps is {fps!r:.40}; wanted a number from 0.1 to 240")

@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, ResourceError
 from .layers.pixels import to_uint8
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
-from .state import check_state, save_state
+from .state import fill_state, save_state
+from .text.cleaning import MAX_CHARACTERS
 from .types import Chunk, ChunkStats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .config import StreamConfig
     from .runners.torch import TorchRunner
     from .sampling.stream import StreamState
     from .types import KV, Frames
+
+MAX_QUEUE = 1000
+"""Controls that may wait for a chunk's edge."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Session:
     Each step makes one chunk, and no later one is begun before it has left. Controls may be called
     from any thread; they are queued and take hold, in order, at the edge of the next chunk, which
     names them in `Chunk.applied`. Iterate from one thread at a time.
+
+    A chunk is made or it is not: when a step raises, for want of memory say, the stream stands
+    where it stood, the controls still wait, and the next step makes that chunk.
     """
 
     def __init__(
@@ -83,13 +92,14 @@ class Session:
         self._state = state
         self._sampler = runner.sampler(config, state.width, state.height)
         self._model = model
-        self._left = frames
+        self._end = None if frames is None else state.pts + frames
         self._queue: list[_Update] = []
         self._wake = threading.Condition()
         self._making = threading.Lock()
         self._paused = False
         self._closed = False
-        self._kv: KV | None = None
+        self._coming: asyncio.Future[Chunk | None] | None = None
+        self._kv: tuple[Tensor, KV] | None = None
         self._negative: KV | None = None
         self.fps = fps
 
@@ -106,14 +116,15 @@ class Session:
         """Change the prompt, the noise or the number of passes from the next chunk on.
 
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
-        the cache (LongLive, 2025). Raises `InputError` at once for a value that cannot be used.
+        the cache (LongLive, 2025). Raises `InputError` at once for a value that cannot be used, and
+        `ResourceError` when `MAX_QUEUE` controls wait already.
         """
         if prompt is not None:
             check_prompt(prompt)
         if seed is not None:
             check_seed(seed)
         if steps is not None:
-            schedule.subset(self._config.timesteps, steps)
+            check_steps(steps, self._config)
         self._put(_Update(prompt, seed, steps, recache))
 
     def reset(self) -> None:
@@ -152,16 +163,18 @@ class Session:
             return save_state(self._state, model=self._model, light=light)
 
     @torch.inference_mode()
-    def adopt(self, *, light: bool) -> None:
-        """Make a state that was just loaded ready to go on; a light one's caches are rebuilt.
+    def adopt(self, tensors: Mapping[str, Tensor], *, light: bool) -> None:
+        """Take in the tensors that a snapshot holds beside the numbers this session started from.
 
-        Raises `InputError` when the state's tensors are not those of this model.
+        Raises `InputError` for what no session of this model could hold.
         """
-        text = self._text(_Watch(self._runner.device))
-        check_state(self._state, self._sampler, self._runner, text)
-        if light and self._state.recent is not None:
-            self._sampler.rebuild(self._state, text)
-            _, self._state.caches = self._runner.decode(self._state.recent)
+        state = self._state
+        check_prompt(state.prompt)
+        check_steps(state.steps, self._config)
+        fill_state(state, tensors, self._sampler, self._runner, light=light)
+        if light and state.recent is not None:
+            self._sampler.rebuild(state, self._text(state, _Watch(self._runner.device)))
+            _, state.caches = self._runner.decode(state.recent)
 
     # Iteration
 
@@ -172,17 +185,31 @@ class Session:
         with self._wake:
             while self._paused and not self._closed:
                 self._wake.wait()
-            if self._closed or self._left == 0:
+            if self._closed:
                 raise StopIteration
-            updates, self._queue = self._queue, []
         with self._making, torch.inference_mode():
-            return self._make(updates)
+            if self._end is not None and self._state.pts >= self._end:
+                raise StopIteration
+            with self._wake:
+                updates = tuple(self._queue)
+            state = replace(self._state)
+            chunk = self._make(state, updates)
+            with self._wake:
+                del self._queue[: len(updates)]
+                self._state = state
+            return chunk
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
 
     async def __anext__(self) -> Chunk:
-        chunk = await asyncio.to_thread(next, self, None)
+        # Whoever awaits may give up, by a timeout say; the next one to await gets that chunk.
+        if self._coming is None or self._coming.cancelled():
+            self._coming = asyncio.ensure_future(asyncio.to_thread(next, self, None))
+        coming = self._coming
+        await asyncio.wait([coming])
+        self._coming = None
+        chunk = coming.result()
         if chunk is None:
             raise StopAsyncIteration
         return chunk
@@ -195,13 +222,14 @@ class Session:
 
     # One chunk
 
-    def _make(self, updates: list[_Update]) -> Chunk:
-        state, watch = self._state, _Watch(self._runner.device)
-        passes = int(self._sampler.remember(state, self._text(watch)))
-        watch.lap("cache")
-        for update in updates:
-            passes += self._apply(update, watch)
-        text = self._text(watch)
+    def _make(self, state: StreamState, updates: Sequence[_Update]) -> Chunk:
+        """The next chunk; `state` becomes what follows it."""
+        watch, passes = _Watch(self._runner.device), 0
+        if state.pending is not None:
+            passes += self._sampler.remember(state, self._text(state, watch))
+            watch.lap("cache")
+        passes += self._apply(state, updates, watch)
+        text = self._text(state, watch)
         if state.chunk == 0 and state.picture is not None:
             latents = state.picture
         else:
@@ -213,15 +241,21 @@ class Session:
         watch.lap("vae")
         frames = to_uint8(decoded)
         watch.lap("convert")
-        return self._send(frames, watch.seconds, passes, updates)
+        return self._send(state, frames, watch.seconds, passes, updates)
 
     def _send(
-        self, frames: Frames, seconds: dict[str, float], passes: int, updates: list[_Update]
+        self,
+        state: StreamState,
+        frames: Frames,
+        seconds: dict[str, float],
+        passes: int,
+        updates: Sequence[_Update],
     ) -> Chunk:
-        state, total = self._state, sum(seconds.values())
-        if self._left is not None:
-            frames = frames[: self._left]
-            self._left -= len(frames)
+        index, pts, total = state.index, state.pts, sum(seconds.values())
+        state.index += 1
+        state.pts += len(frames)
+        if self._end is not None:
+            frames = frames[: self._end - pts]
         stats = ChunkStats(
             **{f"{stage}_s": spent for stage, spent in seconds.items()},
             passes=passes,
@@ -230,56 +264,66 @@ class Session:
             deadline_met=total <= len(frames) / self.fps,
         )
         applied = tuple(update.name for update in updates)
-        chunk = Chunk(frames=frames, index=state.index, pts=state.pts, stats=stats, applied=applied)
-        state.index += 1
-        state.pts += len(frames)
-        return chunk
+        return Chunk(frames=frames, index=index, pts=pts, stats=stats, applied=applied)
 
-    def _apply(self, update: _Update, watch: _Watch) -> int:
-        """Let a control take hold; gives the passes that took."""
-        state = self._state
-        if update.reset:
-            state.restart()
-        if update.seed is not None:
-            state.seed = update.seed
-        if update.steps is not None:
-            state.steps = update.steps
-        if update.prompt is not None:
-            state.prompt, state.text, self._kv = update.prompt, None, None
-        if not update.recache:
-            return 0
-        text = self._text(watch)
-        passes = self._sampler.rebuild(state, text)
-        watch.lap("cache")
+    def _apply(self, state: StreamState, updates: Sequence[_Update], watch: _Watch) -> int:
+        """Let controls take hold, in order; gives the passes that took."""
+        passes = 0
+        for i, update in enumerate(updates):
+            if update.reset:
+                state.restart()
+            if update.seed is not None:
+                state.seed = update.seed
+            if update.steps is not None:
+                state.steps = update.steps
+            if update.prompt is not None:
+                state.prompt, state.text = update.prompt, None
+            # A later recache or reset would undo this one.
+            if update.recache and not any(u.recache or u.reset for u in updates[i + 1 :]):
+                passes += self._sampler.rebuild(state, self._text(state, watch))
+                watch.lap("cache")
         return passes
 
-    def _text(self, watch: _Watch) -> KV:
+    def _text(self, state: StreamState, watch: _Watch) -> KV:
         """Keys and values of the present prompt (and of none at all, where guidance is on)."""
-        state, config, runner = self._state, self._config, self._runner
-        if self._kv is None:
-            if state.text is None:
-                state.text = runner.encode_text(state.prompt, config.max_sequence_length)
-            self._kv = runner.transformer.text_kv(state.text)
+        config, runner = self._config, self._runner
+        if state.text is None:
+            state.text = runner.encode_text(state.prompt, config.max_sequence_length)
+        if self._kv is None or self._kv[0] is not state.text:
+            self._kv = state.text, runner.transformer.text_kv(state.text)
         if self._negative is None and config.guidance_scale > 1:
             nothing = runner.encode_text("", config.max_sequence_length)
             self._negative = runner.transformer.text_kv(nothing)
         watch.lap("text")
-        return self._kv
+        return self._kv[1]
 
     def _put(self, update: _Update) -> None:
         with self._wake:
             if self._closed:
                 raise InputError("the session is closed")
+            if len(self._queue) >= MAX_QUEUE:
+                raise ResourceError(f"{MAX_QUEUE} controls wait already for the next chunk")
             self._queue.append(update)
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise `InputError` for a prompt that says nothing."""
+    """Raise `InputError` for a prompt that says nothing, or more than any model reads."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError("the prompt is empty; say in a sentence what to show")
+    if len(prompt) > MAX_CHARACTERS:
+        raise InputError(
+            f"a prompt may have at most {MAX_CHARACTERS:,} characters, got {len(prompt):,}"
+        )
 
 
 def check_seed(seed: int) -> None:
     """Raise `InputError` for a seed that is no unsigned 64-bit number."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
         raise InputError(f"seed is {seed!r}; wanted a whole number from 0 to {SEED_LIMIT - 1}")
+
+
+def check_steps(steps: int, config: StreamConfig) -> None:
+    """Raise `InputError` for a number of passes that the model was not trained for."""
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise InputError(f"steps is {steps!r:.40}; wanted a whole number")
+    schedule.subset(config.timesteps, steps)

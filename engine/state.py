@@ -1,133 +1,164 @@
 """A session's whole state, and the bytes it travels in.
 
 Exact snapshots hold every tensor that the next chunk depends on, so that what follows is bitwise
-what would have followed. Light ones hold the clean latents of the window instead of the KV ring and
-the conv caches, which are then computed anew; what follows is close, not equal.
+what would have followed. Light ones hold the newest clean latents instead of the KV ring, the conv
+caches and the prompt's embedding, which are then computed anew; what follows is close, not equal.
 
 The bytes are a safetensors file whose metadata holds the plain values as JSON: nothing in a
-snapshot can run code, and every number is checked before memory is spent on it.
+snapshot can run code, and every number and shape is checked before anything is computed from it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .errors import InputError
 from .sampling.stream import WARM_UP, StreamState
-from .sampling.window import KVRing, WindowLayout
+from .sampling.window import KVRing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .config import StreamConfig
     from .runners.torch import TorchRunner
     from .sampling.stream import StreamSampler
-    from .types import KV
 
 FORMAT = 1
-_LIMIT = 2**63
 
-
+_SEED_LIMIT, _COUNT_LIMIT = 2**64, 2**63
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
-_TENSORS = ("text", "pending", "recent", "sinks", "picture")
 
 
 def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
     """A snapshot's bytes; `model` names the weights it belongs to."""
     from safetensors.torch import save
 
-    tensors = {name: value for name in _TENSORS if (value := getattr(state, name)) is not None}
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
+    tensors = {"recent": state.recent, "sinks": state.sinks, "picture": state.picture}
     if light:
-        pending = tensors.pop("pending", None)
-        values["latent"] += 0 if pending is None else pending.shape[2]
+        values["latent"] += 0 if state.pending is None else state.pending.shape[2]
     else:
+        tensors |= {"text": state.text, "pending": state.pending}
+        tensors |= {f"cache.{i}": cache for i, cache in enumerate(state.caches or ())}
         if state.ring is not None:
             tensors |= {"ring.k": state.ring.k, "ring.v": state.ring.v}
-            values |= {
-                "ring.sinks": state.ring.layout.sinks,
-                "ring.recent": state.ring.layout.recent,
-            }
-        for i, cache in enumerate(state.caches or ()):
-            tensors[f"cache.{i}"] = cache
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    flat = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
     return save(flat, {"livereel": json.dumps(values)})
 
 
-def load_state(data: bytes, *, model: str) -> tuple[StreamState, bool]:
-    """The state in a snapshot's bytes, and whether it is a light one.
+def load_state(data: bytes, *, model: str) -> tuple[StreamState, dict[str, Tensor], bool]:
+    """The numbers in a snapshot's bytes, its tensors as they are, and whether it is a light one.
 
-    Raises `InputError` when the bytes are no snapshot, damaged, or of another model.
+    `fill_state` puts the two together. Raises `InputError` when the bytes are no snapshot, damaged,
+    or of another model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        tensors = load(data)
+        tensors: dict[str, Tensor] = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         values = json.loads(header["__metadata__"]["livereel"])
-        light, owner, version = bool(values["light"]), values["model"], values["format"]
+        light, owner, version = values["light"], values["model"], values["format"]
         numbers = {name: values[name] for name in _NUMBERS}
         prompt = values["prompt"]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("these bytes are no LiveReel snapshot, or a damaged one") from error
     if version != FORMAT:
-        raise InputError(f"the snapshot has format {version}; this version reads {FORMAT}")
+        raise InputError(f"the snapshot has format {version!r:.40}; this version reads {FORMAT}")
     if owner != model:
-        raise InputError(f"the snapshot belongs to model {owner!r}; this engine runs {model!r}")
-    sane = all(isinstance(n, int) and 0 <= n < 2 * _LIMIT for n in numbers.values())
-    if not sane or not isinstance(prompt, str):
-        raise InputError("the snapshot's numbers are out of range")
-    state = StreamState(prompt=prompt, **numbers)
-    for name in _TENSORS:
-        setattr(state, name, tensors.get(name))
-    if "ring.k" in tensors and "ring.v" in tensors:
-        layout = WindowLayout(int(values["ring.sinks"]), int(values["ring.recent"]))
-        state.ring = KVRing(layout, tensors["ring.k"], tensors["ring.v"])
-    caches = [tensors[f"cache.{i}"] for i in range(len(tensors)) if f"cache.{i}" in tensors]
-    state.caches = tuple(caches) or None
-    return state, light
+        raise InputError(f"the snapshot belongs to model {owner!r:.80}; this engine runs {model!r}")
+    for name, number in numbers.items():
+        limit = _SEED_LIMIT if name == "seed" else _COUNT_LIMIT
+        if type(number) is not int or not 0 <= number < limit:
+            raise InputError(f"the snapshot's {name} is {number!r:.40}, which cannot be")
+    return StreamState(prompt=prompt, **numbers), tensors, light is True
 
 
-def check_state(state: StreamState, sampler: StreamSampler, runner: TorchRunner, text: KV) -> None:
-    """Move a loaded state to the runner's device, having checked each tensor's shape.
+def fill_state(
+    state: StreamState,
+    tensors: Mapping[str, Tensor],
+    sampler: StreamSampler,
+    runner: TorchRunner,
+    *,
+    light: bool,
+) -> None:
+    """Put a snapshot's tensors into the state that came with them, on the runner's device.
 
-    Raises `InputError` when one is not what this model's sessions hold.
+    How many chunks there were fixes which tensors there are and their shapes. Raises `InputError`
+    for one that is missing, one too many, or not what this model's sessions hold.
     """
-    config, (height, width) = sampler.config, sampler.size
-    longest = max(config.window, config.sinks, WARM_UP)
-    for name in ("pending", "recent", "sinks", "picture"):
-        latents: Tensor | None = getattr(state, name)
-        if latents is None:
-            continue
-        frame = (1, sampler.channels, latents.shape[2] if latents.ndim == 5 else 0, height, width)
-        if latents.shape != frame or not 1 <= latents.shape[2] <= longest:
-            raise InputError(f"the snapshot's {name} latents have shape {tuple(latents.shape)}")
-        setattr(state, name, latents.to(runner.device, torch.float32))
-    if not 1 <= state.steps <= len(config.timesteps):
-        raise InputError(
-            f"the snapshot runs {state.steps} steps; 1 to {len(config.timesteps)} work"
-        )
-    if state.text is not None:
-        if state.text.ndim != 3 or state.text.shape[:2] != (1, config.max_sequence_length):
-            raise InputError(f"the snapshot's text has shape {tuple(state.text.shape)}")
-        state.text = state.text.to(runner.device, runner.dtype)
-    if state.ring is not None:
-        wanted = tuple(sampler.blank_ring(text).k.shape)
-        if state.ring.layout != sampler.layout or not (
-            tuple(state.ring.k.shape) == tuple(state.ring.v.shape) == wanted
-        ):
-            raise InputError(f"the snapshot's KV ring has shape {tuple(state.ring.k.shape)}")
-        state.ring.k = state.ring.k.to(runner.device, runner.dtype)
-        state.ring.v = state.ring.v.to(runner.device, runner.dtype)
-    if state.caches is not None:
-        blank = torch.zeros(1, sampler.channels, 1, height, width)
-        shapes = [cache.shape for cache in runner.decode(blank)[1]]
-        if shapes != [cache.shape for cache in state.caches]:
-            raise InputError("the snapshot's conv caches are not those of this model's decoder")
-        state.caches = tuple(cache.to(runner.device, runner.dtype) for cache in state.caches)
+    wanted = _shapes(state, tensors, sampler, runner, light)
+    for name in {**wanted, **tensors}:
+        found = tensors.get(name)
+        shape = None if found is None else tuple(found.shape)
+        if shape != wanted.get(name) or not (found is None or found.is_floating_point()):
+            raise InputError(
+                f"the snapshot's {name:.40} is of shape {shape}; wanted {wanted.get(name)}"
+            )
+
+    def take(name: str, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return tensors[name].to(runner.device, dtype) if name in tensors else None
+
+    state.pending, state.recent = take("pending"), take("recent")
+    state.sinks, state.picture = take("sinks"), take("picture")
+    state.text = take("text", runner.dtype)
+    k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
+    state.ring = None if k is None or v is None else KVRing(sampler.layout, k, v)
+    caches = (take(f"cache.{i}", runner.dtype) for i in range(len(tensors)))
+    state.caches = tuple(cache for cache in caches if cache is not None) or None
+
+
+def _shapes(
+    state: StreamState,
+    tensors: Mapping[str, Tensor],
+    sampler: StreamSampler,
+    runner: TorchRunner,
+    light: bool,
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that belongs to a state with these numbers."""
+    config = sampler.config
+    before, last = _made(state.chunk, config, picture="picture" in tensors)
+    total = before + last
+    if state.latent != total and (light or state.latent != before):
+        raise InputError(f"the snapshot counts {state.latent} latent frames; wanted {total}")
+    latents = {
+        "recent": min(total, max(config.window, WARM_UP)),
+        "sinks": min(total, config.sinks),
+        "picture": int("picture" in tensors),
+        "pending": total - state.latent,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (1, sampler.channels, count, *sampler.size)
+        for name, count in latents.items()
+        if count
+    }
+    if light:
+        return shapes
+    if "text" in tensors:
+        shapes["text"] = (1, config.max_sequence_length, runner.text_encoder.width)
+    if state.latent:
+        shapes["ring.k"] = shapes["ring.v"] = sampler.ring_shape
+    if total:
+        caches = enumerate(runner.cache_shapes(*sampler.size))
+        shapes |= {f"cache.{i}": shape for i, shape in caches}
+    return shapes
+
+
+def _made(chunks: int, config: StreamConfig, *, picture: bool) -> tuple[int, int]:
+    """Latent frames of all of a stream's chunks but the newest, and of the newest."""
+    first = 1 if picture else config.first_chunk_latents
+    if chunks < 2:
+        return 0, chunks * first
+    return first + (chunks - 2) * config.chunk_latents, config.chunk_latents

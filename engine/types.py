@@ -128,6 +128,9 @@ class Denoiser(Protocol):
 class CausalDenoiser(Protocol):
     """A DiT that predicts flow for one chunk of a stream, given what it has cached of the past."""
 
+    def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`[layers, n, h, d]` of the keys, and of the values, of one latent frame of that size."""
+
     def text_kv(self, text: Tensor) -> KV:
         """Text `[B, L, D]` to the keys and values that cross-attention reads."""
 
@@ -146,6 +149,10 @@ class Transformer(Denoiser, CausalDenoiser, Protocol):
     @property
     def channels(self) -> int:
         """Latent channels."""
+
+    @property
+    def text_width(self) -> int:
+        """D of the text it reads."""
 
     @property
     def spatial_patch(self) -> int:
@@ -175,6 +182,10 @@ class VAE(Decoder, Protocol):
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """The inverse of `normalize`."""
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
 
     @property
     def temporal_factor(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.load import load_component
-from ..errors import InputError, ResourceError
+from ..errors import CheckpointError, InputError, ResourceError
 from ..layers.layout import channels_last
 from ..sampling.stream import StreamSampler
 from ..text.encoder import TextEncoder
@@ -70,7 +70,16 @@ class TorchRunner:
         vae = load_component(folder, "vae", device=device, dtype=dtype)
         channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=_text_dtype(device, dtype))
-        return cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
+        runner = cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
+        for what, wanted, found in (
+            ("latent channels from the VAE", runner.transformer.channels, runner.vae.channels),
+            ("numbers a token from the text encoder", runner.transformer.text_width, text.width),
+        ):
+            if wanted != found:
+                raise CheckpointError(
+                    f"{folder.path}: the transformer wants {wanted} {what}, which gives {found}"
+                )
+        return runner
 
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels."""
@@ -90,16 +99,31 @@ class TorchRunner:
 
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """Frames `[B, 3, F, H, W]` in [-1, 1] to normalized fp32 latents, and the conv caches."""
-        latents, caches = self.vae.encode(self._ready(frames), caches)
+        latents, caches = self.vae.encode(self.ready(frames), caches)
         return self.vae.normalize(latents.float()), caches
 
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
         """Normalized latents `[B, C, T, H, W]` to frames `[B, 3, F, H, W]` in [-1, 1]."""
-        return self.vae.decode(self._ready(self.vae.denormalize(latents.float())), caches)
+        return self.vae.decode(self.ready(self.vae.denormalize(latents.float())), caches)
 
-    def _ready(self, x: Tensor) -> Tensor:
+    def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
+        """The shapes of the decoder's caches for latents of that size.
+
+        Found on a latent of a single pixel, with which caches grow.
+        """
+        pixel = torch.zeros(1, self.vae.channels, 1, 1, 1)
+        shapes = (cache.shape for cache in self.decode(pixel)[1])
+        return [(*shape[:3], shape[3] * height, shape[4] * width) for shape in shapes]
+
+    def ready(self, x: Tensor) -> Tensor:
+        """Frames or latents `[B, C, T, H, W]` on the device, in the dtype and layout of the VAE.
+
+        Raises `InputError` for a tensor of other than five dimensions.
+        """
+        if x.ndim != 5:
+            raise InputError(f"frames or latents have five dimensions, got {tuple(x.shape)}")
         x = x.to(self.device, self.dtype)
         return x.contiguous(memory_format=torch.channels_last_3d)
 

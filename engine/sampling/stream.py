@@ -4,6 +4,10 @@ Each chunk is denoised against the KV ring; one more pass over the clean result 
 values into the ring (Self-Forcing, Huang et al. 2025, arXiv 2506.08009). That pass is left open
 until the next chunk is wanted, so that frames need not wait for it.
 
+A step that fails, for want of memory say, has no effect if it was taken on a shallow copy of the
+state: tensors are replaced, never changed, but for slots of the ring that the original does not
+read.
+
 Shapes: C channels, T latent frames, H W latent space, L text tokens, D text width; batch 1.
 """
 
@@ -82,9 +86,9 @@ class StreamSampler:
 
     @property
     def layout(self) -> WindowLayout:
-        """Of the ring, which holds what a chunk sees besides itself."""
+        """Of the ring."""
         config = self.config
-        return WindowLayout(sinks=config.sinks, recent=config.window - config.chunk_latents)
+        return WindowLayout(config.sinks, config.window, config.chunk_latents)
 
     def passes(self, state: StreamState, negative: KV | None) -> int:
         """Forwards of the DiT that `sample` takes."""
@@ -121,14 +125,14 @@ class StreamSampler:
         state.pending = latents
         state.chunk += 1
 
-    def remember(self, state: StreamState, text: KV) -> bool:
-        """Run the cache pass left open by the chunk before; whether there was one."""
+    def remember(self, state: StreamState, text: KV) -> int:
+        """Run the cache pass left open by the chunk before, if any; gives the passes taken."""
         if state.pending is None:
-            return False
+            return 0
         self._write(state, state.pending, state.latent, self.layout.visible(state.latent), text)
         state.latent += state.pending.shape[2]
         state.pending = None
-        return True
+        return 1
 
     def rebuild(self, state: StreamState, text: KV) -> int:
         """Compute the ring anew from the clean latents kept, under `text`; gives the passes taken.
@@ -155,13 +159,11 @@ class StreamSampler:
                 passes += 1
         return passes
 
-    def blank_ring(self, text: KV) -> KVRing:
-        """A ring of the shape that this model's streams have, from one pass over nothing."""
-        blank = torch.zeros(1, self.channels, 1, *self.size, device=self.device)
-        kv = cache_chunk(
-            self.denoiser, blank, text=text, past=None, context_noise=0.0, dtype=self.dtype
-        )
-        return KVRing.like(self.layout, kv, 1)
+    @property
+    def ring_shape(self) -> tuple[int, ...]:
+        """`[layers, S, n, h, d]` of the ring's keys and of its values."""
+        layers, *rest = self.denoiser.kv_shape(*self.size)
+        return (layers, self.layout.slots, *rest)
 
     def _write(
         self, state: StreamState, latents: Tensor, first: int, visible: list[int], text: KV
@@ -175,7 +177,9 @@ class StreamSampler:
             dtype=self.dtype,
         )
         if state.ring is None:
-            state.ring = KVRing.like(self.layout, kv, latents.shape[2])
+            state.ring = KVRing.empty(
+                self.layout, self.ring_shape, device=self.device, dtype=self.dtype
+            )
         state.ring.write(first, kv)
 
     def _past(self, state: StreamState, visible: list[int]) -> Past | None:

@@ -20,26 +20,29 @@ from ..types import KV, LayerKV
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The ring's arithmetic: `sinks` slots that are written once, then `recent` used in turn."""
+    """The ring's arithmetic: `sinks` slots that are written once, then `window` used in turn.
+
+    Chunks have at most `chunk` frames. As there are slots for a whole window, writing a chunk
+    leaves in place what that chunk has seen: a pass that was cut short can be run again.
+    """
 
     sinks: int
-    recent: int
+    window: int
+    chunk: int
 
     @property
     def slots(self) -> int:
         """How many latent frames the ring holds."""
-        return self.sinks + self.recent
+        return self.sinks + self.window
 
-    def slot(self, frame: int) -> int | None:
-        """Where latent frame `frame` of a stream lies while it is kept; None if it never is."""
-        if frame < self.sinks:
-            return frame
-        return self.sinks + (frame - self.sinks) % self.recent if self.recent else None
+    def slot(self, frame: int) -> int:
+        """Where latent frame `frame` of a stream lies while it is kept."""
+        return frame if frame < self.sinks else self.sinks + (frame - self.sinks) % self.window
 
     def visible(self, first: int) -> list[int]:
         """Latent frames that a chunk starting at frame `first` sees, the oldest first."""
-        sinks = range(min(self.sinks, first))
-        return [*sinks, *range(max(self.sinks, first - self.recent), first)]
+        newest = first - (self.window - self.chunk)
+        return [*range(min(self.sinks, first)), *range(max(self.sinks, newest), first)]
 
 
 @dataclass
@@ -51,24 +54,23 @@ class KVRing:
     v: Tensor
 
     @classmethod
-    def like(cls, layout: WindowLayout, kv: KV, frames: int) -> KVRing:
-        """An empty ring for keys and values such as `kv`, which hold `frames` latent frames."""
-        _, tokens, heads, width = kv[0].k.shape
-        shape = (len(kv), layout.slots, tokens // frames, heads, width)
-        return cls(layout, kv[0].k.new_zeros(shape), kv[0].v.new_zeros(shape))
+    def empty(
+        cls,
+        layout: WindowLayout,
+        shape: tuple[int, ...],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> KVRing:
+        """A ring with nothing in it, its keys and values of `shape` each."""
+        k = torch.zeros(shape, device=device, dtype=dtype)
+        return cls(layout, k, torch.zeros_like(k))
 
     def write(self, first: int, kv: KV) -> None:
         """Store a chunk's keys and values, its first latent frame being number `first`."""
         tokens = self.k.shape[2]
-        count = kv[0].k.shape[1] // tokens
-        for i in range(count):
-            # Of a chunk longer than the ring only the newest frames are kept.
-            if i < count - self.layout.recent and first + i >= self.layout.sinks:
-                continue
-            slot = self.layout.slot(first + i)
-            if slot is None:
-                continue
-            rows = slice(i * tokens, (i + 1) * tokens)
+        for i in range(kv[0].k.shape[1] // tokens):
+            slot, rows = self.layout.slot(first + i), slice(i * tokens, (i + 1) * tokens)
             for layer, own in enumerate(kv):
                 self.k[layer, slot] = own.k[0, rows]
                 self.v[layer, slot] = own.v[0, rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def test_a_stream_can_start_from_a_picture(engine: Engine) -> None:
         ({"width": 50}, "width is 50; it must be a multiple of 16, such as 48 or 64"),
         ({"height": 100_000}, "height is 100000"),
         ({"fps": 0}, "fps is 0"),
+        ({"fps": "24"}, "fps is '24'"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"steps": 9}, "steps must be from 1 to the 3"),
         ({"image": np.zeros((4, 4, 3), np.uint8)}, "wanted uint8 of shape"),
@@ -96,6 +98,45 @@ def test_bad_input_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         engine.generate(**({"prompt": PROMPT} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 10**6}, "steps is 1000000"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"image": np.zeros((32, 48, 3), np.uint8)}, "leave the image out"),
+    ],
+)
+def test_bad_input_for_a_whole_clip_is_refused_too(
+    clip_folder: Path, arguments: dict[str, Any], sentence: str
+) -> None:
+    engine = Engine.load(clip_folder, device="cpu", dtype="float32")
+    with pytest.raises(InputError, match=sentence):
+        engine.generate(PROMPT, frames=1, width=48, height=32, **arguments)
+
+
+def test_tensors_of_another_shape_are_refused(engine: Engine) -> None:
+    with pytest.raises(InputError, match="have five dimensions, got \\(3, 9, 32, 48\\)"):
+        engine.encode(torch.zeros(3, 9, 32, 48))
+    with pytest.raises(InputError, match="wanted \\[B, 3, F, H, W\\]"):
+        engine.encode(torch.zeros(1, 4, 9, 32, 48))
+    with pytest.raises(InputError, match="wanted \\[B, 4, T, h, w\\]"):
+        engine.decode(torch.zeros(1, 5, 3, 4, 6))
+
+
+def test_models_that_differ_in_weights_alone_have_other_fingerprints(
+    tiny_folder: Path, tmp_path: Path, engine: Engine
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    assert Engine.load(folder, device="cpu")._fingerprint == engine._fingerprint
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    assert Engine.load(folder, device="cpu")._fingerprint != engine._fingerprint
 
 
 def test_what_is_no_model_device_or_dtype_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

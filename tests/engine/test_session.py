@@ -1,23 +1,23 @@
-"""Streams: what leaves when, controls at chunk edges, snapshots, and no end."""
+"""Streams: what leaves when, controls at chunk edges, faults, and no end."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from livereel.engine.engine import Engine
-from livereel.engine.errors import InputError
+from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.layers.pixels import to_uint8
-from livereel.engine.sampling.noise import normal
-from livereel.engine.session import Session
-from livereel.engine.types import Chunk
+from livereel.engine.sampling.window import KVRing
+from livereel.engine.session import MAX_QUEUE, Session
+from livereel.engine.types import KV, Chunk
 
 PROMPT = "a red ball moving left"
 
@@ -91,16 +91,6 @@ def test_streamed_latents_decode_to_the_same_frames_as_the_whole(engine: Engine)
     whole = engine.runner.decode(torch.cat(latents, dim=2))[0]
     difference = to_uint8(whole).astype(int) - frames_of(chunks).astype(int)
     assert np.abs(difference).max() <= 1  # rounding of floats that differ by 1e-6
-
-
-def test_a_chunk_attends_to_the_window_only(engine: Engine) -> None:
-    """Chunk 3 of a window of 6 sees chunk 2, not chunk 1: with chunk 2's K/V kept and chunk 1's
-    slots overwritten, what it makes is fixed by the ring."""
-    session = engine.open(PROMPT)
-    take(session, 3)
-    ring = session._state.ring
-    assert ring is not None and ring.layout.recent == 3
-    assert session._sampler.layout.visible(4) == [1, 2, 3]
 
 
 # Controls
@@ -192,9 +182,11 @@ def test_async_iteration_gives_the_same_chunks(engine: Engine) -> None:
     ("change", "sentence"),
     [
         ({"prompt": "  "}, "prompt is empty"),
+        ({"prompt": "a" * 10_001}, "at most 10,000 characters, got 10,001"),
         ({"seed": -1}, "seed is -1"),
         ({"steps": 0}, "steps must be from 1 to the 3"),
         ({"steps": 4}, "steps must be from 1 to the 3"),
+        ({"steps": 1.5}, "steps is 1.5; wanted a whole number"),
     ],
 )
 def test_bad_controls_are_refused_at_once(
@@ -205,43 +197,148 @@ def test_bad_controls_are_refused_at_once(
         session.update(**change)  # type: ignore[arg-type]
 
 
-# Snapshots
+# What goes wrong
 
 
-@pytest.mark.parametrize("chunks", [0, 1, 2, 4])
-def test_an_exact_snapshot_goes_on_bitwise(engine: Engine, chunks: int) -> None:
-    session = engine.open(PROMPT, seed=3)
-    take(session, chunks)
-    restored = engine.restore(session.snapshot())
-    ours, theirs = take(restored, 3), take(session, 3)
-    assert np.array_equal(frames_of(ours), frames_of(theirs))
-    assert [c.pts for c in ours] == [c.pts for c in theirs]
+class Fault:
+    """Stands in for a function: call number `at` does its work, and then an error comes."""
+
+    def __init__(self, function: Callable[..., Any], at: int, error: BaseException) -> None:
+        self.function, self.at, self.error = function, at, error
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        result = self.function(*args)
+        if self.calls == self.at:
+            raise self.error
+        return result
 
 
-def test_a_light_snapshot_is_small_and_goes_on_closely(engine: Engine) -> None:
-    session = engine.open(PROMPT, seed=3)
-    take(session, 10)
-    exact, light = session.snapshot(), session.snapshot(light=True)
-    assert len(light) < len(exact) / 3
-    restored = engine.restore(light)
-    ours, theirs = frames_of(take(restored, 2)), frames_of(take(session, 2))
-    # The window is as long as two chunks and each sees one: the ring is exact. The decoder starts
-    # anew 24 latent frames back, whose trace is below a level of brightness.
-    assert np.abs(ours.astype(float) - theirs).mean() < 0.5
-    assert restored._state.pts == session._state.pts
-    assert torch.allclose(restored._state.pending, session._state.pending, atol=1e-4)
+@pytest.mark.parametrize(
+    ("part", "name", "at"),
+    [
+        ("text_encoder", "encode", 1),
+        ("transformer", "text_kv", 1),
+        ("transformer", "chunk", 1),  # the cache pass
+        ("transformer", "chunk", 3),  # the second pass of the recache
+        ("transformer", "chunk", 5),  # a denoising pass
+        ("vae", "decode", 1),
+    ],
+)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KeyboardInterrupt()])
+def test_a_chunk_that_failed_has_not_begun(
+    engine: Engine,
+    part: str,
+    name: str,
+    at: int,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is lost and nothing is done twice: the next step makes the same chunk."""
+    sessions = engine.open(PROMPT), engine.open(PROMPT)
+    for session in sessions:
+        take(session, 3)
+        session.update(prompt="a blue ball", recache=True)
+        session.update(seed=4, steps=2)
+    whole, cut = sessions
+    expected = take(whole, 3)
+    owner = getattr(engine.runner, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, Fault(getattr(owner, name), at, error))
+        with pytest.raises(type(error)):
+            next(cut)
+    untouched = engine.restore(cut.snapshot())
+    chunks = take(cut, 3)
+    assert chunks[0].applied == ("update", "update") and chunks[1].applied == ()
+    assert [c.pts for c in chunks] == [c.pts for c in expected]
+    assert [c.stats.passes for c in chunks] == [c.stats.passes for c in expected]
+    assert np.array_equal(frames_of(chunks), frames_of(expected))
+    # A snapshot in between holds the state before the controls, which wait.
+    assert np.array_equal(next(untouched).frames, take(engine.open(PROMPT), 4)[3].frames)
 
 
-def test_damaged_and_foreign_snapshots_are_refused(engine: Engine) -> None:
+def test_a_failed_write_to_the_ring_does_no_harm(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring is shared with the state that is fallen back to, and written in place."""
     session = engine.open(PROMPT)
-    take(session, 2)
-    data = session.snapshot()
-    for broken in (b"", b"nonsense", data[:-100], data[:40]):
-        with pytest.raises(InputError, match="no LiveReel snapshot"):
-            engine.restore(broken)
-    foreign = data.replace(engine._fingerprint().encode(), b"x" * len(engine._fingerprint()))
-    with pytest.raises(InputError, match="belongs to model"):
-        engine.restore(foreign)
+    take(session, 3)
+    write = KVRing.write
+    for layers in (1, 2):
+        with monkeypatch.context() as patch:
+
+            def cut_short(ring: KVRing, first: int, kv: KV, layers: int = layers) -> None:
+                write(ring, first, kv[:layers])
+                raise KeyboardInterrupt
+
+            patch.setattr(KVRing, "write", cut_short)
+            with pytest.raises(KeyboardInterrupt):
+                next(session)
+    assert np.array_equal(next(session).frames, take(engine.open(PROMPT), 4)[3].frames)
+
+
+def test_a_chunk_whose_awaiting_was_given_up_comes_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, begun, go_on = engine.runner.vae, threading.Event(), threading.Event()
+    decode = vae.decode
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(30)
+        return decode(*args)
+
+    async def collect() -> list[Chunk]:
+        session = engine.open(PROMPT, frames=20)
+        awaiting = asyncio.ensure_future(anext(session))
+        await asyncio.to_thread(begun.wait, 30)
+        awaiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await awaiting
+        go_on.set()
+        return [chunk async for chunk in session]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vae, "decode", slow)
+        chunks = asyncio.run(collect())
+    assert [c.index for c in chunks] == [0, 1, 2]
+    assert np.array_equal(frames_of(chunks), engine.generate(PROMPT, frames=20).frames)
+
+
+def test_controls_from_many_threads_all_take_hold(engine: Engine) -> None:
+    session = engine.open(PROMPT, steps=1)
+    threads = [
+        threading.Thread(target=lambda: [session.update(seed=i) for i in range(20)])
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    applied = [name for chunk in take(session, 2) for name in chunk.applied]
+    for thread in threads:
+        thread.join()
+    applied += next(session).applied
+    assert applied == ["update"] * 160
+
+
+def test_only_so_many_controls_may_wait(engine: Engine) -> None:
+    session = engine.open(PROMPT)
+    for _ in range(MAX_QUEUE):
+        session.reset()
+    with pytest.raises(ResourceError, match="1000 controls wait already"):
+        session.reset()
+
+
+def test_of_many_recaches_at_one_edge_the_last_is_run(engine: Engine) -> None:
+    session, other = engine.open(PROMPT), engine.open(PROMPT)
+    take(session, 3), take(other, 3)
+    for _ in range(5):
+        session.update(prompt="a ball moving left", recache=True)
+    session.update(prompt="a blue ball", recache=True)
+    other.update(prompt="a blue ball", recache=True)
+    chunk, expected = next(session), next(other)
+    assert chunk.stats.passes == expected.stats.passes and len(chunk.applied) == 6
+    assert np.array_equal(chunk.frames, expected.frames)
 
 
 # No end
@@ -261,18 +358,6 @@ def test_a_stream_that_starts_at_a_far_frame_works(engine: Engine) -> None:
     assert not np.array_equal(frames_of(chunks), frames_of(take(engine.open(PROMPT), 3)))
 
 
-@torch.inference_mode()
-def test_a_latent_counter_beyond_any_table_changes_nothing(engine: Engine) -> None:
-    """The same ring at frame 2^40 (a multiple of its slots apart) gives the same chunk."""
-    session = engine.open(PROMPT)
-    take(session, 3)
-    state, sampler = session._state, session._sampler
-    text = engine.runner.transformer.text_kv(state.text)
-    near = sampler.sample(state, text, None)
-    far = replace(state, latent=state.latent + 3 * 2**40)
-    assert torch.equal(near, sampler.sample(far, text, None))
-
-
 @pytest.mark.slow
 def test_five_thousand_frames_at_flat_memory(engine: Engine) -> None:
     import resource
@@ -285,15 +370,3 @@ def test_five_thousand_frames_at_flat_memory(engine: Engine) -> None:
             early = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     late = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert late - early < 20_000  # KiB
-
-
-def test_noise_depends_on_seed_chunk_and_step_alone(engine: Engine) -> None:
-    """A stream is rebuilt by hand from `normal` and the DiT."""
-    session = engine.open(PROMPT, seed=11, steps=1)
-    next(session)
-    transformer = engine.runner.transformer
-    with torch.inference_mode():
-        text = transformer.text_kv(engine.runner.encode_text(PROMPT, 8))
-        noise = normal(11, 0, 0, (1, 4, 1, 4, 6))
-        flow, _ = transformer.chunk(noise, torch.tensor([1000.0]), text, None)
-    assert torch.allclose(session._state.pending, noise - flow, atol=1e-6)

@@ -106,6 +106,14 @@ def test_attention_depends_on_distances_alone() -> None:
     assert torch.allclose(logits(3), logits(2**20), atol=1e-4)
 
 
+@torch.no_grad()
+def test_the_shape_of_keys_is_known_beforehand() -> None:
+    _, ours = pair()
+    text = ours.text_kv(torch.randn(1, 5, 12))
+    _, own = ours.chunk(torch.randn(1, 4, 1, 6, 10), torch.zeros(1), text, None)
+    assert ours.kv_shape(6, 10) == (len(own), *own[0].k.shape[1:]) == (3, 15, 2, 24)
+
+
 SIZES = {
     "1.3B": (dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), 1_418_996_800),
     "14B": (dict(num_attention_heads=40, ffn_dim=13824, num_layers=40), 14_288_491_584),
