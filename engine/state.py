@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import InputError
-from .sampling.stream import WARM_UP, StreamState
+from .sampling.stream import WARM_UP, StreamState, first_size
 from .sampling.window import KVRing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .config import StreamConfig
     from .runners.torch import TorchRunner
     from .sampling.stream import StreamSampler
 
@@ -129,7 +128,8 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor that belongs to a state with these numbers."""
     config = sampler.config
-    before, last = _made(state.chunk, config, picture="picture" in tensors)
+    first = first_size(config, tensors.get("picture"))
+    before, last = _made(state.chunk, first, config.chunk_latents)
     total = before + last
     if state.latent != total and (light or state.latent != before):
         raise InputError(f"the snapshot counts {state.latent} latent frames; wanted {total}")
@@ -156,9 +156,6 @@ def _shapes(
     return shapes
 
 
-def _made(chunks: int, config: StreamConfig, *, picture: bool) -> tuple[int, int]:
+def _made(chunks: int, first: int, later: int) -> tuple[int, int]:
     """Latent frames of all of a stream's chunks but the newest, and of the newest."""
-    first = 1 if picture else config.first_chunk_latents
-    if chunks < 2:
-        return 0, chunks * first
-    return first + (chunks - 2) * config.chunk_latents, config.chunk_latents
+    return (0, chunks * first) if chunks < 2 else (first + (chunks - 2) * later, later)

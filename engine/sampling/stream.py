@@ -13,6 +13,7 @@ Shapes: C channels, T latent frames, H W latent space, L text tokens, D text wid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,11 @@ class StreamState:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
         self.chunk = self.latent = 0
         self.pending = self.ring = self.caches = self.recent = self.sinks = None
+
+
+def first_size(config: StreamConfig, picture: Tensor | None) -> int:
+    """Latent frames of a stream's first chunk, which may be a picture that was given."""
+    return config.first_chunk_latents if picture is None else 1
 
 
 @dataclass(frozen=True)
@@ -137,8 +143,9 @@ class StreamSampler:
     def rebuild(self, state: StreamState, text: KV) -> int:
         """Compute the ring anew from the clean latents kept, under `text`; gives the passes taken.
 
-        For a prompt's change with recache (LongLive, arXiv 2509.22622) and for light snapshots. A
-        latent frame attends only to what has been rebuilt before it. There must be no open pass.
+        For a prompt's change with recache (LongLive, arXiv 2509.22622) and for light snapshots.
+        Chunks are those that the latents were made in, and attend only to what has been rebuilt
+        before them. There must be no open pass.
         """
         state.ring = None
         if state.recent is None:
@@ -151,7 +158,7 @@ class StreamSampler:
         known: set[int] = set()
         passes = 0
         for first, latents in runs:
-            for part in torch.split(latents, self.config.chunk_latents, dim=2):
+            for part in self._cut(latents, first, first_size(self.config, state.picture)):
                 visible = [frame for frame in self.layout.visible(first) if frame in known]
                 self._write(state, part, first, visible, text)
                 known.update(range(first, first + part.shape[2]))
@@ -181,6 +188,14 @@ class StreamSampler:
                 self.layout, self.ring_shape, device=self.device, dtype=self.dtype
             )
         state.ring.write(first, kv)
+
+    def _cut(self, latents: Tensor, first: int, lead: int) -> Sequence[Tensor]:
+        """Latent frames from number `first` on, cut where a stream's chunks meet after `lead`."""
+        chunk = self.config.chunk_latents
+        room = lead - first if first < lead else chunk - (first - lead) % chunk
+        if latents.shape[2] <= room:
+            return [latents]
+        return [latents[:, :, :room], *torch.split(latents[:, :, room:], chunk, dim=2)]
 
     def _past(self, state: StreamState, visible: list[int]) -> Past | None:
         return past_of(self.denoiser, state.ring, visible, *self.size)
