@@ -20,6 +20,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
 _RUNTIME = 400 * 1024 * 1024
+_CLIP_SECONDS = 5.0
 _DECODER_COPIES = 5
 _PASS_COPIES = 10
 
@@ -57,12 +58,18 @@ def count_parameters(folder: ModelFolder) -> dict[str, int]:
 
 
 def estimate(
-    folder: ModelFolder, *, width: int | None = None, height: int | None = None, dtype: str = "auto"
+    folder: ModelFolder,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+    dtype: str = "auto",
 ) -> MemoryEstimate:
     """What a session takes at a picture size (default: the model's own).
 
-    `dtype` is that of weights and state; "auto" means as stored. Raises `CheckpointError` for a
-    folder whose configs are missing or lack a field.
+    A model that makes whole clips takes more the more `frames` a clip has (default: 5 seconds);
+    a stream's length makes no difference. `dtype` is that of weights and state; "auto" means as
+    stored. Raises `CheckpointError` for a folder whose configs are missing or lack a field.
     """
     stream = folder.stream
     width, height = width or stream.width, height or stream.height
@@ -73,16 +80,24 @@ def estimate(
     }
     item = max((size for _, size in sizes["transformer"]), default=DTYPE_BYTES.get(dtype, 4))
     tokens = dit.tokens(width // vae.spatial, height // vae.spatial)
-    ring = tokens * (stream.sinks + stream.window - stream.chunk_latents)
-    prompts = 2 if stream.guidance_scale > 1.0 else 1
+    if folder.has_recipe:
+        slots = stream.sinks + stream.window
+        seen = slots - stream.chunk_latents
+        prompts = 2 if stream.guidance_scale > 1.0 else 1
+        latents, batch = stream.chunk_latents, 1
+    else:
+        # The whole clip at once, with and without the prompt.
+        slots = seen = 0
+        prompts = batch = 2
+        latents = vae.latents(round(_CLIP_SECONDS * stream.fps) if frames is None else frames)
     return MemoryEstimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
-        kv_ring=dit.kv(ring + prompts * stream.max_sequence_length, item),
+        kv_ring=dit.kv(tokens * slots + prompts * stream.max_sequence_length, item),
         conv_caches=vae.conv_caches(width, height) * item,
         activations=max(
-            dit.pass_(tokens * stream.chunk_latents, ring, item),
-            vae.call(width, height, stream.chunk_latents, item),
+            dit.pass_(batch * tokens * latents, tokens * seen, item),
+            vae.call(width, height, latents, item),
         ),
     )
 
@@ -107,18 +122,21 @@ def check(
     *,
     width: int | None = None,
     height: int | None = None,
+    frames: int | None = None,
     dtype: str = "auto",
     device: str = "cpu",
 ) -> MemoryEstimate:
     """The estimate, once it fits. Raises `ResourceError` with both amounts when it doesn't."""
-    need = estimate(folder, width=width, height=height, dtype=dtype)
+    need = estimate(folder, width=width, height=height, frames=frames, dtype=dtype)
     wanted = need.total if device == "cpu" else need.device
     free = available(device)
     if free is not None and wanted > free:
         size = "its own size" if width is None or height is None else f"{width}x{height}"
+        shorter = "" if folder.has_recipe else ", a shorter clip"
         raise ResourceError(
             f"too little memory: the model needs about {gigabytes(wanted)} at {size} and "
-            f"{gigabytes(free)} are free; try a smaller size, another dtype or a smaller model"
+            f"{gigabytes(free)} are free; try a smaller size{shorter}, another dtype or a smaller "
+            "model"
         )
     return need
 
@@ -210,6 +228,10 @@ class _Decoder:
                 numbers += area * out * self.time_up[level]
                 area *= 4
         return 2 * (numbers + area * dims[-1])
+
+    def latents(self, frames: int) -> int:
+        """Latent frames of a clip: its first stands for one frame, each later one for several."""
+        return 1 + math.ceil((frames - 1) / 2 ** sum(self.time_up))
 
     def call(self, width: int, height: int, latents: int, item: int) -> int:
         """The last level's buffers at their peak, and the frames as floats."""

@@ -152,7 +152,14 @@ def _stream(
 ) -> int:
     """Load, make, encode, report; a stop on the way keeps what was made. Returns the exit code."""
     device, dtype = arguments.resolve(options.device, options.dtype)
-    memory.check(plan.folder, width=plan.width, height=plan.height, dtype=dtype, device=device)
+    memory.check(
+        plan.folder,
+        width=plan.width,
+        height=plan.height,
+        frames=plan.frames,
+        dtype=dtype,
+        device=device,
+    )
     start = time.perf_counter()
     engine = arguments.load_engine(options)
     load_s = time.perf_counter() - start

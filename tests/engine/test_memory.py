@@ -44,10 +44,9 @@ def model_folder(
 
 def test_wan_1_3b_needs_what_its_layout_says(tmp_path: Path) -> None:
     need = memory.estimate(model_folder(tmp_path), width=832, height=480)
-    # 30 layers, keys and values, 1560 tokens a latent frame, 1536 wide, 2 bytes: 287.5 MB a frame,
-    # and the ring holds all of the window but the chunk itself.
+    # 30 layers, keys and values, 1560 tokens a latent frame, 1536 wide, 2 bytes: 287.5 MB a frame.
     prompt = 2 * 30 * 512 * 1536 * 2
-    assert need.kv_ring - prompt == 18 * 2 * 30 * 1560 * 1536 * 2
+    assert need.kv_ring - prompt == 21 * 2 * 30 * 1560 * 1536 * 2
     # 32 caches of 2 frames, 1.89 GB in bf16.
     assert need.conv_caches == pytest.approx(1.889e9, rel=1e-3)
     assert need.weights == 400
@@ -103,6 +102,25 @@ def test_dtype_guidance_and_size_scale_the_estimate(tmp_path: Path) -> None:
     (tmp_path / "livereel.json").write_text(json.dumps({**STREAM, "guidance_scale": 5.0}))
     guided = memory.estimate(open_folder(tmp_path))
     assert guided.kv_ring - stored.kv_ring == 2 * 30 * 512 * 1536 * 4
+
+
+def test_a_whole_clip_takes_more_the_longer_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = model_folder(tmp_path)
+    assert memory.estimate(streams, frames=9999) == memory.estimate(streams)
+    (tmp_path / "livereel.json").unlink()
+    clips = open_folder(tmp_path)
+    need = memory.estimate(clips, width=832, height=480, frames=81)
+    # 21 latent frames under two prompts: a row of the batch each, and keys and values of its text.
+    assert need.kv_ring == 2 * (2 * 30 * 512 * 1536 * 2)
+    assert need.activations > 2 * 21 * 2 * 30 * 1560 * 1536 * 2
+    assert need == memory.estimate(clips)
+    assert memory.estimate(clips, frames=161).activations > 1.8 * need.activations
+    monkeypatch.setattr(memory, "available_ram", lambda: need.total)
+    memory.check(clips, frames=81)
+    with pytest.raises(ResourceError, match="a shorter clip"):
+        memory.check(clips, frames=161)
 
 
 def test_parameters_are_counted_without_variants(tmp_path: Path) -> None:
