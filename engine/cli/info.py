@@ -64,6 +64,7 @@ def _describe_model(
         "folder": str(folder.path),
         "parameters": memory.count_parameters(folder),
         "size_step": memory.size_step(folder),
+        "streams": folder.has_recipe,
         "stream": folder.stream.to_dict(),
         "memory": {
             "width": width,
@@ -123,7 +124,6 @@ def _format(facts: dict[str, Any]) -> str:
     show = memory.gigabytes
     total = sum(model["parameters"].values())
     parts = ", ".join(f"{name} {memory.millions(n)}" for name, n in model["parameters"].items())
-    timesteps = ", ".join(f"{t:g}" for t in stream["timesteps"])
     free = machine["memory_free"]
     gpus = [
         f"{gpu['name']} ({show(gpu['free'])} free of {show(gpu['total'])})"
@@ -137,16 +137,7 @@ def _format(facts: dict[str, Any]) -> str:
             f"{stream['width']}x{stream['height']} at {stream['fps']:g} fps; "
             f"sizes are multiples of {model['size_step']}",
         ),
-        (
-            "chunk",
-            f"{stream['chunk_latents']} latent frames, the first {stream['first_chunk_latents']}; "
-            f"window {stream['window']}, sinks {stream['sinks']}",
-        ),
-        (
-            "passes",
-            f"{len(stream['timesteps'])} at {timesteps}, {stream['solver']}; "
-            f"cache pass at {stream['context_noise']:g}",
-        ),
+        *_format_stream(model),
         (
             "memory",
             f"{show(need['total'])} at {need['width']}x{need['height']}, dtype "
@@ -171,3 +162,23 @@ def _format(facts: dict[str, Any]) -> str:
         ("livereel", f"{facts['livereel']} on Python {machine['python']}, {machine['system']}"),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _format_stream(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """How the model goes through time."""
+    stream = model["stream"]
+    if not model["streams"]:
+        return [("clips", "whole ones only: the folder has no livereel.json")]
+    timesteps = ", ".join(f"{t:g}" for t in stream["timesteps"])
+    return [
+        (
+            "chunk",
+            f"{stream['chunk_latents']} latent frames, the first {stream['first_chunk_latents']}; "
+            f"window {stream['window']}, sinks {stream['sinks']}",
+        ),
+        (
+            "passes",
+            f"{len(stream['timesteps'])} at {timesteps}, {stream['solver']}; "
+            f"cache pass at {stream['context_noise']:g}",
+        ),
+    ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 
@@ -44,6 +45,18 @@ def test_mistakes_are_one_line(
     assert out == ""
     assert err.startswith("livereel: ")
     assert err.count("\n") == 1
+
+
+def test_a_model_of_whole_clips_is_not_said_to_stream(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.remove(f"{model}/livereel.json")
+    assert cli.main(["info", model]) == 0
+    out = capsys.readouterr().out
+    assert re.search("^clips +whole ones only", out, re.MULTILINE)
+    assert "window" not in out
+    assert cli.main(["info", model, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["streams"] is False
 
 
 def test_a_core_that_is_not_built_is_said_and_no_error(
