@@ -145,9 +145,12 @@ def from_diffusers(config: Mapping[str, Any], steps: int) -> Schedule:
         value = config.get(key, _DEFAULTS.get(key, known))
         if value != known:
             raise CheckpointError(f"{name} must have {key} {known!r}, got {value!r:.64}")
-    if name == "UniPCMultistepScheduler":
-        return wan(steps, shift_by=float(config.get("flow_shift", 1.0)))
-    return flow_match_euler(steps, shift_by=float(config.get("shift", 1.0)))
+    unipc = name == "UniPCMultistepScheduler"
+    key = "flow_shift" if unipc else "shift"
+    by = config.get(key, 1.0)
+    if isinstance(by, bool) or not isinstance(by, (int, float)) or not 0 < by <= 1000:
+        raise CheckpointError(f"{name} must have a {key} above 0 and at most 1000, got {by!r:.64}")
+    return (wan if unipc else flow_match_euler)(steps, shift_by=float(by))
 
 
 _SIGMAS = {

@@ -151,6 +151,9 @@ EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
         ({"_class_name": UNIPC["_class_name"]}, "must have use_flow_sigmas True, got False"),
         ({**EULER, "use_dynamic_shifting": True}, "must have use_dynamic_shifting False, got True"),
         ({**EULER, "num_train_timesteps": 500}, "must have num_train_timesteps 1000, got 500"),
+        ({**UNIPC, "flow_shift": "5"}, "must have a flow_shift above 0 and at most 1000, got '5'"),
+        ({**UNIPC, "flow_shift": 0}, "flow_shift above 0 .* got 0"),
+        ({**EULER, "shift": float("nan")}, "shift above 0 .* got nan"),
     ],
 )
 def test_schedulers_without_a_counterpart_are_refused(
