@@ -5,9 +5,9 @@
 #include <cstring>
 
 // One binary, the widest vectors that the machine has: GCC compiles the loop once for each target
-// and picks at load.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__ELF__) && \
-    !defined(__SANITIZE_ADDRESS__)
+// and picks at load. It knows these targets from version 12 on, and of the C libraries glibc picks.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && \
+    !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define LIVEREEL_WIDEST \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
