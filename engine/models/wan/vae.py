@@ -25,6 +25,7 @@ from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, w
 from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
 from ...layers.norm_silu import norm_silu_with_past
+from ...layers.upsample import Upsample2xConv
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 
 # fmt: off
@@ -131,15 +132,6 @@ def normed_step(conv: CausalConv3d, norm: ChannelRMSNorm, x: Tensor, tape: Cache
     return conv.after_past(x, tape)
 
 
-class Nearest2x(nn.Module):
-    """Each pixel four times; unlike torch's upsampling it keeps channels last in memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        y = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, h, 2, w, 2, c)
-        return y.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
-
-
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
 
@@ -221,10 +213,7 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, *, time: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(
-            Nearest2x(),
-            nn.Conv2d(dim, dim // 2, 3, padding=1),
-        )
+        self.resample = nn.Sequential(nn.Identity(), Upsample2xConv(dim, dim // 2))
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
