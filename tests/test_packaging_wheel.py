@@ -64,13 +64,15 @@ def test_contents(wheel: Path) -> None:
     assert f"livereel/engine/native/_core{suffix}" in names
     assert "livereel/engine/native/_core.pyi" in names
     assert "livereel/__init__.py" not in names
-    # All that is under version control arrives, weights included, and nothing else.
-    tracked = run("git", "ls-files", "engine", "kernels", "export", "benchmarks", cwd=ROOT).split()
-    expected = {f"livereel/{path}" for path in tracked if (ROOT / path).exists()}
-    assert expected <= names
-    extra = {name for name in names - expected if ".dist-info/" not in name}
-    assert not [name for name in extra if name.endswith((".pyc", ".pt", ".tmp"))]
-    assert max(Path(name).parts[0] for name in names if ".dist-info/" not in name) == "livereel"
+    # All that the tree holds arrives, weights included, and nothing else.
+    tree = {
+        f"livereel/{path.relative_to(ROOT).as_posix()}"
+        for package in ("engine", "kernels", "export", "benchmarks")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    built = {f"livereel/engine/native/_core{suffix}"}
+    assert {name for name in names if ".dist-info/" not in name} == tree | built
 
 
 def test_sdist_builds_what_the_tree_builds(wheel: Path, tmp_path: Path) -> None:
