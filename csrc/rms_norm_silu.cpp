@@ -68,19 +68,36 @@ LIVEREEL_INLINE float silu(float v) {
 }
 
 template <typename T>
+LIVEREEL_INLINE float squares(const T* x, std::size_t channels) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::size_t c = 0; c < channels; ++c) {
+    const float v = load(x[c]);
+    sum += v * v;
+  }
+  return sum;
+}
+
+// Rows go in blocks, so that one row's sum, root and quotient do not wait for another's.
+template <typename T>
 LIVEREEL_INLINE void rows_of(const T* x, const float* gain, T* y, std::size_t rows,
                              std::size_t channels) {
-  for (std::size_t r = 0; r < rows; ++r, x += channels, y += channels) {
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (std::size_t c = 0; c < channels; ++c) {
-      const float v = load(x[c]);
-      sum += v * v;
-    }
-    const float scale = 1.0f / std::max(std::sqrt(sum), 1e-12f);
+  constexpr std::size_t kBlock = 32;
+  float scale[kBlock];
+  for (std::size_t first = 0; first < rows; first += kBlock) {
+    const std::size_t count = std::min(kBlock, rows - first);
+    const T* from = x + first * channels;
+    T* to = y + first * channels;
+    for (std::size_t r = 0; r < count; ++r) scale[r] = squares(from + r * channels, channels);
 #pragma omp simd
-    for (std::size_t c = 0; c < channels; ++c) {
-      store(silu(load(x[c]) * scale * gain[c]), y[c]);
+    for (std::size_t r = 0; r < count; ++r) {
+      scale[r] = 1.0f / std::max(std::sqrt(scale[r]), 1e-12f);
+    }
+    for (std::size_t r = 0; r < count; ++r, from += channels, to += channels) {
+#pragma omp simd
+      for (std::size_t c = 0; c < channels; ++c) {
+        store(silu(load(from[c]) * scale[r] * gain[c]), to[c]);
+      }
     }
   }
 }

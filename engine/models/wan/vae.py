@@ -218,22 +218,23 @@ class Upsample(nn.Module):
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         if self.time_conv is not None:
-            # The first frame neither doubles nor enters the history of those behind it.
-            lone = x[:, :, :1] if tape.first else x[:, :, :0]
-            x = x[:, :, lone.shape[2] :]
-            x = with_past(x, tape.take(), self.time_conv.history)
-            tape.put(newest(x, self.time_conv.history))
-            if x.shape[2] > self.time_conv.history:
-                lone = torch.cat([lone, self._double(self.time_conv(x))], dim=2)
-            x = lone
+            x = self._double_frames(x, self.time_conv, tape)
         return per_frame(self.resample, x)
 
     @staticmethod
-    def _double(x: Tensor) -> Tensor:
-        """`[B, 2C, T, H, W]` to `[B, C, 2T, H, W]`: the channels' halves are the two frames."""
-        b, c, t, h, w = x.shape
-        x = x.reshape(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5)
-        return x.reshape(b, c // 2, 2 * t, h, w)
+    def _double_frames(x: Tensor, conv: CausalConv3d, tape: CacheTape) -> Tensor:
+        past = tape.take()
+        # The stream's first frame neither doubles nor enters the history of those behind it.
+        lone, x = (x[:, :, :1], x[:, :, 1:]) if past is None else (None, x)
+        x = with_past(x, past, conv.history)
+        tape.put(newest(x, conv.history))
+        if x.shape[2] == conv.history and lone is not None:
+            return lone
+        # The channels' halves are the two frames; channels stay last in memory.
+        b, _, t, h, w = x.shape
+        y = conv(x).permute(0, 2, 3, 4, 1).reshape(b, t - conv.history, h, w, 2, -1)
+        y = y.permute(0, 1, 4, 2, 3, 5).flatten(1, 2).permute(0, 4, 1, 2, 3)
+        return y if lone is None else torch.cat([lone, y], dim=2)
 
 
 class UpBlock(nn.Module):
