@@ -96,12 +96,16 @@ def engine(tiny_folder: Path) -> Engine:
 class BlockCausalAttention:
     """An attention processor for diffusers' attn1: each token sees its own chunk and earlier ones.
 
-    Written from the definition: all keys, a mask, complex rotation. `tokens` counts each chunk's.
+    Written from the definition: all keys, a mask, complex rotation. `chunks` are latent frames of
+    `tokens` each; `past` is how many frames before its own a chunk sees (None: all).
     """
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        chunk_of_token = torch.arange(len(tokens)).repeat_interleave(torch.tensor(tokens))
-        self.mask = chunk_of_token[:, None] >= chunk_of_token[None, :]
+    def __init__(self, chunks: Sequence[int], tokens: int, past: int | None) -> None:
+        lengths = torch.tensor(chunks)
+        first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths * tokens)
+        frame = torch.arange(sum(chunks)).repeat_interleave(tokens)
+        oldest = torch.zeros_like(first) if past is None else first - past
+        self.mask = (first[:, None] >= first[None, :]) & (oldest[:, None] <= frame[None, :])
 
     def __call__(
         self, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None,
@@ -126,11 +130,13 @@ class BlockCausalAttention:
 
 
 @pytest.fixture(scope="session")
-def block_causal() -> Callable[[WanTransformer3DModel, Sequence[int]], None]:
-    """Makes a diffusers transformer block-causal, given how many tokens each chunk has."""
+def block_causal() -> Callable[..., None]:
+    """Makes a diffusers transformer block-causal; arguments as of `BlockCausalAttention`."""
 
-    def change(model: WanTransformer3DModel, tokens: Sequence[int]) -> None:
+    def change(
+        model: WanTransformer3DModel, chunks: Sequence[int], tokens: int, past: int | None = None
+    ) -> None:
         for block in model.blocks:
-            block.attn1.set_processor(BlockCausalAttention(tokens))
+            block.attn1.set_processor(BlockCausalAttention(chunks, tokens, past))
 
     return change

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -81,16 +82,45 @@ def test_the_same_seed_gives_the_same_frames_and_another_seed_others(engine: Eng
     assert not np.array_equal(one, frames_of(take(engine.open(PROMPT, seed=6), 3)))
 
 
-def test_streamed_latents_decode_to_the_same_frames_as_the_whole(engine: Engine) -> None:
-    """The chunks' frames against one decode of all their latents."""
-    session = engine.open(PROMPT)
-    chunks, latents = [], []
-    for _ in range(4):
-        chunks.append(next(session))
-        latents.append(session._state.pending)
-    whole = engine.runner.decode(torch.cat(latents, dim=2))[0]
-    difference = to_uint8(whole).astype(int) - frames_of(chunks).astype(int)
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5])
+def test_streamed_equals_whole(
+    engine: Engine, frames: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's floats, chunk by chunk, against one decode of all latents."""
+    stream = replace(engine.config, chunk_latents=chunk, first_chunk_latents=1, window=2 * chunk)
+    engine = replace(engine, folder=replace(engine.folder, stream=stream))
+    given: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
+    decode = engine.runner.vae.decode
+
+    def watched(latents: torch.Tensor, *caches: Any) -> Any:
+        decoded, kept = decode(latents, *caches)
+        given.append(latents)
+        parts.append(decoded)
+        return decoded, kept
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner.vae, "decode", watched)
+        streamed = frames_of(engine.open(PROMPT, frames=frames))
+    whole = engine.decode(torch.cat(given, dim=2))
+    assert len(parts) == 1 + -(-(frames // 4) // chunk)
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5
+    assert streamed.shape == (frames, 32, 48, 3)
+    difference = streamed.astype(int) - to_uint8(whole)[:frames]
     assert np.abs(difference).max() <= 1  # rounding of floats that differ by 1e-6
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17])
+@torch.inference_mode()
+def test_encoded_in_parts_equals_encoded_whole(engine: Engine, frames: int) -> None:
+    clip = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole, caches, parts = engine.encode(clip), None, []
+    for part in (clip[:, :, :1], *clip[:, :, 1:].split(4, dim=2)):
+        if part.shape[2]:
+            latents, caches = engine.runner.encode(part, caches)
+            parts.append(engine.runner.vae.denormalize(latents))
+    assert (torch.cat(parts, dim=2) - whole).abs().max() <= 1e-5
 
 
 # Controls
