@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import ModelFolder, open_folder, read_json
+from .config import MAX_FPS, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .layers.pixels import to_float, to_uint8
 from .runners.torch import TorchRunner, pick_device, pick_dtype
@@ -262,7 +263,7 @@ class Engine:
         height = self.config.height if height is None else height
         step = self.size_step
         for name, value in (("width", width), ("height", height)):
-            _check_count(name, value, step, 8192)
+            _check_count(name, value, step, MAX_SIDE)
             if value % step:
                 near = value // step * step
                 raise InputError(
@@ -294,5 +295,6 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
 
 
 def _check_rate(fps: float) -> None:
-    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0.1 <= fps <= 240:
-        raise InputError(f"fps is {fps!r:.40}; wanted a number from 0.1 to 240")
+    number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
+    if not number or not MIN_FPS <= fps <= MAX_FPS:
+        raise InputError(f"fps is {fps!r:.40}; wanted a number from {MIN_FPS:g} to {MAX_FPS:g}")
