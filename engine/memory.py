@@ -231,7 +231,7 @@ class _Decoder:
 
     def latents(self, frames: int) -> int:
         """Latent frames of a clip: its first stands for one frame, each later one for several."""
-        return 1 + math.ceil((frames - 1) / 2 ** sum(self.time_up))
+        return 1 + math.ceil((frames - 1) / int(2 ** sum(self.time_up)))
 
     def call(self, width: int, height: int, latents: int, item: int) -> int:
         """The last level's buffers at their peak, and the frames as floats."""

@@ -301,7 +301,7 @@ class Scene:
         lit = (dx * math.cos(self.light) + dy * math.sin(self.light)) / self.radius
         paint = (1 + np.float32(self.shading) * lit)[..., None] * self._object_rgb
         behind = background[rows][:, :, None, :]
-        picture = behind + cover * (paint - behind)
+        picture = (behind + cover * (paint - behind)).astype(np.float32, copy=False)
         index = np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
         frames[index] = _to_uint8(picture)
         return frames
@@ -342,9 +342,9 @@ def signed_distance(shape: str, dx: Floats, dy: Floats, radius: float) -> Floats
         # Fold the plane into the wedge between a tip (pointing up) and the next waist.
         px, py = np.abs(dx), -dy
         cosine, sine = np.float32(math.cos(math.pi / 5)), np.float32(math.sin(math.pi / 5))
-        for side in (cosine, -cosine):
-            beyond = 2 * np.maximum(px * side - py * sine, 0)
-            px, py = px - beyond * side, py + beyond * sine
+        for along in (cosine, -cosine):
+            beyond = 2 * np.maximum(px * along - py * sine, 0)
+            px, py = px - beyond * along, py + beyond * sine
         px = np.abs(px)
         tip = _STAR_TIP * radius
         waist = _STAR_WAIST * tip
