@@ -56,7 +56,7 @@ def run_loop(
             group["lr"] = rate * min(1.0, (step + 1) / warmup) * cosine
         loss, parts = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parts["grad"] = float(nn.utils.clip_grad_norm_(weights, 1.0))
         optimizer.step()
         average.update(modules)

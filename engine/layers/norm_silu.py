@@ -50,7 +50,7 @@ def _native(x: Tensor, norm: ChannelRMSNorm) -> bool:
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last_3d)
         and torch.get_num_threads() <= _MOST_THREADS
-        and not (recorded or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not (recorded or torch.compiler.is_compiling())
     )
 
 

@@ -22,9 +22,8 @@ class Upsample2xConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to `[B, C', 2H, 2W]`, channels last in memory where `x` is."""
         b, _, h, w = x.shape
-        rows, kernels = _fold(self.weight.float(), 2), []
-        for kernel in rows:
-            kernels += _fold(kernel, 3)
+        halves = _fold(self.weight.float(), 2)
+        kernels = [kernel for half in halves for kernel in _fold(half, 3)]
         out = x.new_empty(b, h, 2, w, 2, self.out_channels)
         for phase, kernel in enumerate(kernels):
             down, right = divmod(phase, 2)
