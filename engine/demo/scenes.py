@@ -343,7 +343,7 @@ def signed_distance(shape: str, dx: Floats, dy: Floats, radius: float) -> Floats
         px, py = np.abs(dx), -dy
         cosine, sine = np.float32(math.cos(math.pi / 5)), np.float32(math.sin(math.pi / 5))
         for along in (cosine, -cosine):
-            beyond = 2 * np.maximum(px * along - py * sine, 0)
+            beyond: Floats = 2 * np.maximum(px * along - py * sine, np.float32(0))
             px, py = px - beyond * along, py + beyond * sine
         px = np.abs(px)
         tip = _STAR_TIP * radius

@@ -45,7 +45,8 @@ def read_image(path: str | Path, width: int, height: int) -> Frames:
         raise
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot read the picture {path}: {_reason(error)}") from error
-    return np.asarray(fitted, dtype=np.uint8).copy()
+    pixels: Frames = np.asarray(fitted, dtype=np.uint8).copy()
+    return pixels
 
 
 def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
