@@ -116,7 +116,7 @@ def test_streamed_equals_whole(
 def test_encoded_in_parts_equals_encoded_whole(engine: Engine, frames: int) -> None:
     clip = torch.rand(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     whole, caches, parts = engine.encode(clip), None, []
-    for part in (clip[:, :, :1], *clip[:, :, 1:].split(4, dim=2)):
+    for part in (clip[:, :, :1], *torch.split(clip[:, :, 1:], 4, dim=2)):
         if part.shape[2]:
             latents, caches = engine.runner.encode(part, caches)
             parts.append(engine.runner.vae.denormalize(latents))
@@ -338,10 +338,12 @@ def test_a_chunk_whose_awaiting_was_given_up_comes_next(
 
 def test_controls_from_many_threads_all_take_hold(engine: Engine) -> None:
     session = engine.open(PROMPT, steps=1)
-    threads = [
-        threading.Thread(target=lambda: [session.update(seed=i) for i in range(20)])
-        for _ in range(8)
-    ]
+
+    def send() -> None:
+        for seed in range(20):
+            session.update(seed=seed)
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
     applied = [name for chunk in take(session, 2) for name in chunk.applied]
