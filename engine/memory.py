@@ -96,7 +96,7 @@ def estimate(
         kv_ring=dit.kv(tokens * slots + prompts * stream.max_sequence_length, item),
         conv_caches=vae.conv_caches(width, height) * item,
         activations=max(
-            dit.pass_(batch * tokens * latents, tokens * seen, item),
+            dit.pass_(batch * tokens * latents, tokens * seen, item, keeps=folder.has_recipe),
             vae.call(width, height, latents, item),
         ),
     )
@@ -181,11 +181,11 @@ class _Transformer:
         """Keys and values of all layers."""
         return 2 * self.layers * tokens * self.width * item
 
-    def pass_(self, queries: int, ring: int, item: int) -> int:
-        """A pass at its peak: one layer's buffers, the chunk's keys and values, the ring's copy in
-        the order of time and its keys once more, rotated."""
+    def pass_(self, queries: int, ring: int, item: int, *, keeps: bool) -> int:
+        """A pass at its peak: one layer's buffers, the ring's copy in the order of time and its
+        keys once more, rotated, and all layers' own keys and values if the pass keeps them."""
         layer = queries * (2 * self.ffn + _PASS_COPIES * self.width) * item
-        return layer + self.kv(queries, item) + self.kv(ring, item) * 3 // 2
+        return layer + keeps * self.kv(queries, item) + self.kv(ring, item) * 3 // 2
 
 
 @dataclass(frozen=True)

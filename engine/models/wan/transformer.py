@@ -272,7 +272,7 @@ class WanTransformer(nn.Module):
         `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
         `[B, L, text_dim]` (zero-padded, no mask). Gives flow of the latents' shape.
         """
-        return self.chunk(latents, timestep, self.text_kv(text), None)[0]
+        return self._flow(latents, timestep, self.text_kv(text), None, None)
 
     def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
         """`[layers, n, h, d]` of the keys, and of the values, of one latent frame of that size."""
@@ -302,6 +302,14 @@ class WanTransformer(nn.Module):
         Gives flow of the same shape, and the chunk's own keys (not rotated) and values, to be
         cached when the latents were clean. Raises `InputError` for sizes that patches do not tile.
         """
+        own: list[LayerKV] = []
+        return self._flow(latents, timestep, text, past, own), own
+
+    def _flow(
+        self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None,
+        own: list[LayerKV] | None,
+    ) -> Tensor:  # fmt: skip
+        """The flow; each layer's keys and values go to `own`, or are dropped behind the layer."""
         b, c, t, height, width = latents.shape
         _, patch_h, patch_w = self.config.patch_size
         if c != self.config.in_channels or height % patch_h or width % patch_w:
@@ -314,14 +322,15 @@ class WanTransformer(nn.Module):
         x = self.patch_embedding(latents.to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
         timestep = timestep.reshape(b, -1)
         embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
-        own: list[LayerKV] = []
         for i, block in enumerate(self.blocks):
             seen = past.layers[i] if past is not None else None
             x, kv = block(x, modulation, text[i], rope, seen)
-            own.append(kv)
+            if own is not None:
+                own.append(kv)
+            del kv
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = norm_modulate(x, scale, shift, self.config.eps)
-        return self._unpatch(self.proj_out(x), height, width), own
+        return self._unpatch(self.proj_out(x), height, width)
 
     @property
     def channels(self) -> int:

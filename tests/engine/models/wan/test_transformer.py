@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers import WanTransformer3DModel
 
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.layers.rope import rope_table, rotate
-from livereel.engine.models.wan.transformer import WanTransformer
+from livereel.engine.models.wan.transformer import Attention, WanTransformer
 from livereel.engine.types import LayerKV
 
 TINY: dict[str, Any] = dict(
@@ -47,6 +48,30 @@ def test_whole_clip_equals_diffusers(
     t = torch.tensor([999.0, 250.5])
     expected = theirs(x, t, text, return_dict=False)[0]
     assert relative_error(ours(x, t, text), expected) <= 1e-4
+
+
+@torch.no_grad()
+def test_a_whole_clip_keeps_no_layer_s_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = pair()
+    layers = {block.attn1 for block in ours.blocks}
+    made: list[weakref.ref[LayerKV]] = []
+    alive: list[int] = []
+    plain = Attention.key_value
+
+    def watched(self: Attention, x: torch.Tensor) -> LayerKV:
+        kv = plain(self, x)
+        if self in layers:
+            made.append(weakref.ref(kv))
+            alive.append(sum(one() is not None for one in made))
+        return kv
+
+    monkeypatch.setattr(Attention, "key_value", watched)
+    x, text, t = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 5, 12), torch.tensor([500.0])
+    ours(x, t, text)
+    assert alive == [1, 1, 1]
+    made.clear()
+    _, kept = ours.chunk(x, t, ours.text_kv(text), None)
+    assert alive[3:] == [1, 2, 3] and len(kept) == 3
 
 
 @pytest.mark.parametrize("chunks", [[1, 1, 1], [3, 3], [2, 3, 1], [1, 5]])
