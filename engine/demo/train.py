@@ -5,9 +5,9 @@
     python -m livereel.engine.demo.train dit --run runs/demo --minutes 80
     python -m livereel.engine.demo.train pack --run runs/demo --out engine/demo/weights
 
-Each stage saves its averaged weights every few minutes and goes on from them when called again.
-Everything is drawn by `scenes`; nothing is downloaded. See the README for what a run costs and
-reaches.
+Each stage saves its averaged weights every few minutes and goes on from them when called again;
+`unpack` makes them from a packed model. Everything is drawn by `scenes`; nothing is downloaded. See
+the README for what a run costs and reaches.
 
 Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 """
@@ -364,10 +364,24 @@ def write_model(run: Path, out: Path, *, steps: int) -> None:
     )
 
 
+def read_model(run: Path, folder: Path) -> None:
+    """Take a packed model apart into a run's checkpoints, so that training goes on from it."""
+    parts = {"transformer.": "transformer", "text_encoder.": "text_encoder"}
+    trained: dict[str, Tensor] = {}
+    for prefix, name in parts.items():
+        (path,) = (folder / name).glob("*.safetensors")
+        trained |= {prefix + key: tensor for key, tensor in load_file(path).items()}
+    trained["text_encoder.encoder.embed_tokens.weight"] = trained["text_encoder.shared.weight"]
+    (vae,) = (folder / "vae").glob("*.safetensors")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "vae.safetensors").write_bytes(vae.read_bytes())
+    save_file({k: v.clone() for k, v in trained.items()}, run / "dit.safetensors")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("stage", choices=["vae", "latents", "dit", "pack"])
+    parser.add_argument("stage", choices=["vae", "latents", "dit", "pack", "unpack"])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints' folder")
     parser.add_argument("--minutes", type=float, default=40.0, help="how long the stage may take")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
@@ -377,7 +391,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--full-share", type=float, default=0.2, help="vae: share on 128x128")
     parser.add_argument("--clips", type=int, default=3000, help="latents: how many clips")
     parser.add_argument("--steps", type=int, default=6, help="pack: passes a chunk")
-    parser.add_argument("--out", type=Path, default=Path("engine/demo/weights"), help="pack: where")
+    parser.add_argument(
+        "--out", type=Path, default=Path("engine/demo/weights"), help="(un)pack: the model"
+    )
     args = parser.parse_args(argv)
     machine = Machine(torch.device(args.device), args.workers)
     common = {"seed": args.seed, "machine": machine}
@@ -389,8 +405,10 @@ def main(argv: list[str] | None = None) -> None:
         encode_pool(args.run, clips=args.clips, **common)
     elif args.stage == "dit":
         train_dit(args.run, minutes=args.minutes, rate=args.rate, **common)
-    else:
+    elif args.stage == "pack":
         write_model(args.run, args.out, steps=args.steps)
+    else:
+        read_model(args.run, args.out)
 
 
 if __name__ == "__main__":
