@@ -14,6 +14,8 @@ Solver = Literal["renoise", "euler"]
 MIN_FPS, MAX_FPS = 0.1, 240.0
 MAX_SIDE = 8192
 """Pixels that a side of a picture may have."""
+CLIP_PART = 2
+"""Latent frames of a whole clip that go through the decoder together."""
 
 # name -> (low, high, whole numbers only). Every bound is inclusive.
 _BOUNDS: dict[str, tuple[float, float, bool]] = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import ModelFolder, open_folder, read_json
-from .config import MAX_FPS, MAX_SIDE, MIN_FPS
+from .config import CLIP_PART, MAX_FPS, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .layers.pixels import to_float, to_uint8
 from .runners.torch import TorchRunner, pick_device, pick_dtype
@@ -31,6 +31,8 @@ from .state import load_state
 from .types import Video
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .config import StreamConfig
     from .types import Frames
 
@@ -161,13 +163,17 @@ class Engine:
         fps: float | None = None,
         negative_prompt: str = "",
         guidance_scale: float = _CLIP_GUIDANCE,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Video:
         """A clip of `frames`, or of `round(seconds * fps)` frames (5 s when neither is given).
 
         Causal models stream it; others denoise it as a whole, by the schedule of their folder's
         `scheduler/`, with `negative_prompt` and `guidance_scale` (which only they use; 50 steps by
-        default). Raises `InputError` for a value out of range.
+        default). `progress(done, total)` is called as work gets done: frames of a stream; of a
+        whole clip the steps, and then the parts that it is decoded in. Raises `InputError` for a
+        value out of range.
         """
+        tell = progress or (lambda done, total: None)
         rate = self.config.fps if fps is None else fps
         count = self._count(seconds, frames, rate)
         if self.streams:
@@ -175,7 +181,10 @@ class Engine:
                 prompt, seed=seed, steps=steps, width=width, height=height, image=image,
                 frames=count, fps=rate,
             )  # fmt: skip
-            chunks = list(session)
+            chunks = []
+            for chunk in session:
+                chunks.append(chunk)
+                tell(sum(len(chunk.frames) for chunk in chunks), count)
             pixels = np.concatenate([chunk.frames for chunk in chunks])
             return Video(frames=pixels, fps=rate, stats=tuple(chunk.stats for chunk in chunks))
         if image is not None:
@@ -188,7 +197,7 @@ class Engine:
         if not 0 <= guidance_scale <= 100:
             raise InputError(f"guidance_scale is {guidance_scale}; wanted a number from 0 to 100")
         pixels = self._whole_clip(
-            prompt, negative_prompt, count, (height, width), seed, steps, guidance_scale
+            prompt, negative_prompt, count, (height, width), seed, steps, guidance_scale, tell
         )
         return Video(frames=pixels, fps=rate)
 
@@ -224,7 +233,7 @@ class Engine:
     @torch.inference_mode()
     def _whole_clip(
         self, prompt: str, negative: str, count: int, size: tuple[int, int], seed: int, steps: int,
-        scale: float,
+        scale: float, tell: Callable[[int, int], None],
     ) -> Frames:  # fmt: skip
         runner, length = self.runner, self.config.max_sequence_length
         described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
@@ -233,6 +242,7 @@ class Engine:
         factor = runner.vae.spatial_factor
         shape = (1, runner.transformer.channels, latents, size[0] // factor, size[1] // factor)
         guidance = Guidance(scale=scale)
+        total = steps + -(-latents // CLIP_PART)
         clean = sample_clip(
             runner.transformer,
             noise=lambda step: normal(seed, 0, step, shape).to(runner.device),
@@ -241,8 +251,17 @@ class Engine:
             schedule=plan,
             solver=DIFFUSERS_SOLVERS[described["_class_name"]],
             guidance=guidance,
+            callback=lambda step, _: tell(step + 1, total),
         )
-        return to_uint8(runner.decode(clean)[0])[:count]
+        pixels = np.empty((count, *size, 3), np.uint8)
+        caches, at = None, 0
+        for i, part in enumerate(torch.split(clean, CLIP_PART, dim=2)):
+            decoded, caches = runner.decode(part, caches)
+            frames = to_uint8(decoded)[: count - at]
+            pixels[at : at + len(frames)] = frames
+            at += len(frames)
+            tell(steps + i + 1, total)
+        return pixels
 
     def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:
         _check_rate(fps)

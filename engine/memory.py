@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.folder import ModelFolder
+from .config import CLIP_PART
 from .errors import CheckpointError, ResourceError
 from .machine import available_ram
 
@@ -84,12 +85,14 @@ def estimate(
         slots = stream.sinks + stream.window
         seen = slots - stream.chunk_latents
         prompts = 2 if stream.guidance_scale > 1.0 else 1
-        latents, batch = stream.chunk_latents, 1
+        latents = decoded = stream.chunk_latents
+        batch = 1
     else:
-        # The whole clip at once, with and without the prompt.
+        # The whole clip at once, with and without the prompt; decoded in parts.
         slots = seen = 0
         prompts = batch = 2
         latents = vae.latents(round(_CLIP_SECONDS * stream.fps) if frames is None else frames)
+        decoded = min(latents, CLIP_PART)
     return MemoryEstimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
@@ -97,7 +100,7 @@ def estimate(
         conv_caches=vae.conv_caches(width, height) * item,
         activations=max(
             dit.pass_(batch * tokens * latents, tokens * seen, item, keeps=folder.has_recipe),
-            vae.call(width, height, latents, item),
+            vae.call(width, height, decoded, item),
         ),
     )
 

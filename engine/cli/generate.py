@@ -205,15 +205,7 @@ def _stream(
 def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterator[Frames]:
     """The frames chunk by chunk, or all at once from a model that makes whole clips only."""
     if not plan.folder.has_recipe:
-        yield engine.generate(
-            options.prompt,
-            seed=options.seed,
-            steps=options.steps,
-            width=plan.width,
-            height=plan.height,
-            frames=plan.frames,
-            fps=plan.fps,
-        ).frames
+        yield _whole_clip(engine, options, plan)
         return
     for chunk in engine.open(
         options.prompt,
@@ -226,6 +218,31 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
         fps=plan.fps,
     ):
         yield chunk.frames
+
+
+def _whole_clip(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Frames:
+    """A whole clip's frames, under a bar of its own that counts steps."""
+    bar: Progress | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total, "steps")
+        bar.update(done)
+
+    try:
+        return engine.generate(
+            options.prompt,
+            seed=options.seed,
+            steps=options.steps,
+            width=plan.width,
+            height=plan.height,
+            frames=plan.frames,
+            fps=plan.fps,
+            progress=show,
+        ).frames
+    finally:
+        if bar is not None:
+            bar.clear()
 
 
 def _peak_memory() -> str:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 
 from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, InputError
+from livereel.engine.models.wan.vae import WanVAE
 from livereel.engine.sampling.noise import normal
 
 PROMPT = "a red ball moving left"
@@ -55,6 +56,31 @@ def test_a_whole_clip_equals_diffusers_pipeline(clip_folder: Path) -> None:
         output_type="np",
     ).frames[0]  # fmt: skip
     assert np.abs(ours.frames / 255 - theirs).max() <= 1e-3 + 0.5 / 255
+
+
+def test_a_whole_clip_is_decoded_in_parts_and_tells_how_far_it_is(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.load(clip_folder, device="cpu", dtype="float32")
+    plain, sizes = WanVAE.decode, []
+    told: list[tuple[int, int]] = []
+
+    def watched(vae: WanVAE, latents: torch.Tensor, caches: Any = None) -> Any:
+        sizes.append(latents.shape[2])
+        return plain(vae, latents, caches)
+
+    monkeypatch.setattr(WanVAE, "decode", watched)
+    engine.generate(
+        PROMPT, frames=16, steps=2, width=48, height=32, progress=lambda *at: told.append(at)
+    )
+    assert sizes == [2, 2, 1]
+    assert told == [(i, 5) for i in range(1, 6)]
+
+
+def test_a_stream_tells_how_far_it_is(engine: Engine) -> None:
+    told: list[tuple[int, int]] = []
+    engine.generate(PROMPT, frames=14, progress=lambda *at: told.append(at))
+    assert told == [(1, 14), (13, 14), (14, 14)]
 
 
 def test_a_model_for_whole_clips_opens_no_stream(clip_folder: Path) -> None:

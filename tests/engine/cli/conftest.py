@@ -72,6 +72,8 @@ class FakeEngine:
     def generate(self, prompt: str, **asked: Any) -> Video:
         self.asked = {"prompt": prompt, **asked}
         shape = (asked["frames"], asked["height"], asked["width"], 3)
+        for done in (1, 2):
+            asked["progress"](done, 2)
         return Video(frames=np.zeros(shape, np.uint8), fps=asked["fps"])
 
 

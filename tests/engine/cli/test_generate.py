@@ -99,6 +99,8 @@ def test_a_model_without_a_recipe_makes_the_clip_as_a_whole(
     assert generate(tmp_path / "clip.mp4", model, *options) == 0
     assert read_video(tmp_path / "clip.mp4", 9)[0].shape == (5, 48, 64, 3)
     assert fake.asked["steps"] == 30
+    err = capsys.readouterr().err
+    assert "2/2 steps" in err and "5/5 frames" in err
     assert generate(tmp_path / "clip.mp4", model, "--image", "picture.png") == 2
     assert "from text alone" in capsys.readouterr().err
 
