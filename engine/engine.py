@@ -19,6 +19,7 @@ from .checkpoint.folder import ModelFolder, open_folder, read_json
 from .config import CLIP_PART, MAX_FPS, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .layers.pixels import to_float, to_uint8
+from .memory import shortage_told
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling import schedule
 from .sampling.clip import sample_clip
@@ -50,6 +51,7 @@ class Engine:
     runner: TorchRunner
 
     @classmethod
+    @shortage_told()
     def load(cls, model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Engine:
         """Load `model`: "demo", or a folder in diffusers' layout (see `livereel convert`).
 
@@ -57,7 +59,8 @@ class Engine:
         (bfloat16 where the chip has it), "float32", "bfloat16" or "float16".
 
         Raises `CheckpointError` for a folder that is no model or damaged, `InputError` for an
-        unknown device or dtype, `ResourceError` for a device that is not there.
+        unknown device or dtype, `ResourceError` for a device that is not there or has too little
+        memory.
         """
         picked = pick_device(device)
         folder = open_folder(DEMO if model == "demo" else model)
@@ -171,7 +174,7 @@ class Engine:
         `scheduler/`, with `negative_prompt` and `guidance_scale` (which only they use; 50 steps by
         default). `progress(done, total)` is called as work gets done: frames of a stream; of a
         whole clip the steps, and then the parts that it is decoded in. Raises `InputError` for a
-        value out of range.
+        value out of range, `ResourceError` when memory runs out.
         """
         tell = progress or (lambda done, total: None)
         rate = self.config.fps if fps is None else fps
@@ -201,6 +204,7 @@ class Engine:
         )
         return Video(frames=pixels, fps=rate)
 
+    @shortage_told()
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames `[B, 3, F, H, W]` in [-1, 1] to latents `[B, C, T, h, w]` (the posterior's mean,
@@ -208,6 +212,7 @@ class Engine:
         `InputError` for another shape or number of frames."""
         return self.runner.vae.encode(self.runner.ready(frames))[0].float()
 
+    @shortage_told()
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalized latents `[B, C, T, h, w]` to fp32 frames `[B, 3, F, H, W]` in [-1, 1], as
@@ -221,6 +226,7 @@ class Engine:
         model = self._fingerprint
         return Session(self.runner, self.config, state, model=model, fps=rate, frames=frames)
 
+    @shortage_told()
     @torch.inference_mode()
     def _picture(self, image: Frames, width: int, height: int) -> Tensor:
         if image.dtype.name != "uint8" or image.shape != (height, width, 3):
@@ -230,6 +236,7 @@ class Engine:
             )
         return self.runner.encode(to_float(image[None]))[0]
 
+    @shortage_told()
     @torch.inference_mode()
     def _whole_clip(
         self, prompt: str, negative: str, count: int, size: tuple[int, int], seed: int, steps: int,

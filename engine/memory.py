@@ -6,6 +6,7 @@ safetensors files and from the folder's `config.json` files. All amounts are byt
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -142,6 +143,23 @@ def check(
             "model"
         )
     return need
+
+
+@contextlib.contextmanager
+def shortage_told() -> Iterator[None]:
+    """Raise `ResourceError`, in one sentence, where memory runs out inside the block.
+
+    For want of RAM torch raises a plain `RuntimeError` that names its allocator.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not ours and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ResourceError(
+            "memory ran out; try a smaller size, a shorter clip, another dtype or a smaller model"
+        ) from error
 
 
 def gigabytes(amount: int) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from .errors import InputError, ResourceError
 from .layers.pixels import to_uint8
+from .memory import shortage_told
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
 from .state import fill_state, save_state
@@ -73,8 +74,8 @@ class Session:
     from any thread; they are queued and take hold, in order, at the edge of the next chunk, which
     names them in `Chunk.applied`. Iterate from one thread at a time.
 
-    A chunk is made or it is not: when a step raises, for want of memory say, the stream stands
-    where it stood, the controls still wait, and the next step makes that chunk.
+    A chunk is made or it is not: when a step raises, as `ResourceError` for want of memory, the
+    stream stands where it stood, the controls still wait, and the next step makes that chunk.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Session:
         with self._making:
             return save_state(self._state, model=self._model, light=light)
 
+    @shortage_told()
     @torch.inference_mode()
     def adopt(self, tensors: Mapping[str, Tensor], *, light: bool) -> None:
         """Take in the tensors that a snapshot holds beside the numbers this session started from.
@@ -187,7 +189,7 @@ class Session:
                 self._wake.wait()
             if self._closed:
                 raise StopIteration
-        with self._making, torch.inference_mode():
+        with self._making, torch.inference_mode(), shortage_told():
             if self._end is not None and self._state.pts >= self._end:
                 raise StopIteration
             with self._wake:

@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 
 from .. import __version__
 from ..errors import InputError, LiveReelError
+from ..memory import shortage_told
 from . import convert, eval, generate, info
 
 _COMMANDS = (generate, info, eval, convert)
@@ -39,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         options = _build_parser().parse_args(argv)
-        code: int = options.run(options)
+        with shortage_told():
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else 0
-    except LiveReelError as error:
+    except (LiveReelError, ImportError) as error:  # the native core, say, was never built
         print(f"livereel: {' '.join(str(error).split())}", file=sys.stderr)
         return _USAGE_ERROR
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from livereel.engine import CheckpointError, ResourceError, memory
@@ -77,8 +78,6 @@ def test_wan_1_3b_needs_what_its_layout_says(tmp_path: Path) -> None:
     ],
 )
 def test_conv_caches_are_those_of_the_decoder(tmp_path: Path, config: dict[str, Any]) -> None:
-    import torch
-
     from livereel.engine.models.wan.vae import WanVAE
 
     folder = model_folder(tmp_path, vae=config, dtype=np.float32)
@@ -127,6 +126,25 @@ def test_a_whole_clip_takes_more_the_longer_it_is(
     memory.check(clips, frames=81)
     with pytest.raises(ResourceError, match="a shorter clip"):
         memory.check(clips, frames=161)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_shortage_is_told_in_a_sentence(error: Exception) -> None:
+    told = r"^memory ran out; try a smaller size[\w ,]+$"
+    with pytest.raises(ResourceError, match=told), memory.shortage_told():
+        raise error
+
+
+def test_other_errors_are_no_shortage() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory.shortage_told():
+        raise RuntimeError("shapes do not match")
 
 
 def test_parameters_are_counted_without_variants(tmp_path: Path) -> None:

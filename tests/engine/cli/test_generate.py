@@ -190,6 +190,27 @@ def test_a_stop_while_the_model_loads_leaves_nothing(
     assert outputs(tmp_path) == set()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "memory ran out; try a smaller size"),
+        (ImportError("LiveReel's native core is not built"), "LiveReel's native core is not built"),
+    ],
+)
+def test_what_the_machine_lacks_is_told_in_a_line(
+    tmp_path: Path, model: str, fake: Any, capsys: pytest.CaptureFixture[str],
+    error: Exception, told: str,
+) -> None:  # fmt: skip
+    def fail(index: int) -> None:
+        raise error
+
+    fake.before_chunk = fail
+    assert generate(tmp_path / "clip.mp4", model, "--frames", "8") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"livereel: {told}") and err.count("\n") == 1
+    assert outputs(tmp_path) == set()
+
+
 def test_a_failing_engine_leaves_nothing(tmp_path: Path, model: str, fake: Any) -> None:
     def fail(index: int) -> None:
         if index == 1:
