@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,10 @@ class _Update:
         return "reset" if self.reset else "update"
 
 
+class _NotBegun:
+    """Stands for a chunk that was given up before it was begun, in a pause say."""
+
+
 class _Watch:
     """Seconds by stage. On a GPU a reading waits for the work queued so far."""
 
@@ -72,7 +77,7 @@ class Session:
 
     Each step makes one chunk, and no later one is begun before it has left. Controls may be called
     from any thread; they are queued and take hold, in order, at the edge of the next chunk, which
-    names them in `Chunk.applied`. Iterate from one thread at a time.
+    names them in `Chunk.applied`. Iterate from one thread, or await from one task, at a time.
 
     A chunk is made or it is not: when a step raises, as `ResourceError` for want of memory, the
     stream stands where it stood, the controls still wait, and the next step makes that chunk.
@@ -99,7 +104,9 @@ class Session:
         self._making = threading.Lock()
         self._paused = False
         self._closed = False
-        self._coming: asyncio.Future[Chunk | None] | None = None
+        self._worker = ThreadPoolExecutor(1, "livereel")
+        self._coming: Future[Chunk | _NotBegun | None] | None = None
+        self._awaited = False
         self._kv: tuple[Tensor, KV] | None = None
         self._negative: KV | None = None
         self.fps = fps
@@ -185,13 +192,19 @@ class Session:
 
     def __next__(self) -> Chunk:
         with self._wake:
-            while self._paused and not self._closed:
-                self._wake.wait()
-            if self._closed:
-                raise StopIteration
+            self._wake.wait_for(lambda: self._closed or not self._paused)
+        chunk = self._step()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def _step(self) -> Chunk | None:
+        """The next chunk, or None behind the stream's end."""
+        if self._closed:
+            return None
         with self._making, torch.inference_mode(), shortage_told():
             if self._end is not None and self._state.pts >= self._end:
-                raise StopIteration
+                return None
             with self._wake:
                 updates = tuple(self._queue)
             state = replace(self._state)
@@ -205,16 +218,45 @@ class Session:
         return self
 
     async def __anext__(self) -> Chunk:
-        # Whoever awaits may give up, by a timeout say; the next one to await gets that chunk.
-        if self._coming is None or self._coming.cancelled():
-            self._coming = asyncio.ensure_future(asyncio.to_thread(next, self, None))
-        coming = self._coming
-        await asyncio.wait([coming])
-        self._coming = None
-        chunk = coming.result()
+        # Whoever awaits may give up, by a timeout say; the next one to await, be it in another
+        # event loop, gets the chunk that is then in the making.
+        with self._wake:
+            if self._awaited:
+                raise InputError("the session is awaited already; await it from one task at a time")
+            self._awaited = True
+        try:
+            while True:
+                if self._coming is None:
+                    self._coming = self._worker.submit(self._step_awaited)
+                chunk = await self._outcome(self._coming)
+                if not isinstance(chunk, _NotBegun):
+                    break
+        finally:
+            with self._wake:
+                self._awaited = False
+                self._wake.notify_all()
         if chunk is None:
             raise StopAsyncIteration
         return chunk
+
+    async def _outcome(self, coming: Future[Chunk | _NotBegun | None]) -> Chunk | _NotBegun | None:
+        """What `coming` gives; it is forgotten then, but not where waiting for it is cancelled."""
+        here = asyncio.wrap_future(coming)
+        try:
+            await asyncio.wait([here])
+        except asyncio.CancelledError:
+            here.cancel()
+            raise
+        self._coming = None
+        return _NotBegun() if here.cancelled() else here.result()
+
+    def _step_awaited(self) -> Chunk | _NotBegun | None:
+        """`_step`, unless in a pause nobody awaits it any more."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or not self._paused or not self._awaited)
+            if self._paused and not self._closed:
+                return _NotBegun()
+        return self._step()
 
     def __enter__(self) -> Session:
         return self
