@@ -63,8 +63,9 @@ class WanTransformerConfig:
         for name, most in _MOST.items():
             check_whole(name, getattr(self, name), most)
         check_wholes("patch_size", self.patch_size, 16, length=3)
-        if len(self.patch_size) != 3 or self.patch_size[0] != 1:
-            raise CheckpointError(f"patch_size must be [1, rows, columns], got {self.patch_size}")
+        ones, sides = self.patch_size[:1], self.patch_size[1:]
+        if ones != (1,) or len(sides) != 2 or sides[0] != sides[1]:
+            raise CheckpointError(f"patch_size must be [1, n, n], got {self.patch_size}")
         if self.attention_head_dim % 2 or self.freq_dim % 2:
             raise CheckpointError(
                 f"attention_head_dim and freq_dim must be even, "
@@ -345,7 +346,7 @@ class WanTransformer(nn.Module):
     @property
     def spatial_patch(self) -> int:
         """Height and width of the latent must be multiples of this."""
-        return max(self.config.patch_size[1:])
+        return self.config.patch_size[1]
 
     @property
     def dtype(self) -> torch.dtype:

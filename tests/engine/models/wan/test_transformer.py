@@ -166,6 +166,7 @@ def test_full_sizes_equal_diffusers_in_keys_shapes_and_count(size: str) -> None:
         ({"ffn_dim": "64"}, "ffn_dim must be"),
         ({"patch_size": [1, 2]}, "patch_size must be"),
         ({"patch_size": [2, 2, 2]}, "patch_size must be"),
+        ({"patch_size": [1, 2, 4]}, r"patch_size must be \[1, n, n\], got \(1, 2, 4\)"),
         ({"patch_size": [1] * 10**6}, "patch_size must be"),
         ({"cross_attn_norm": "yes"}, "cross_attn_norm must be"),
         ({"eps": float("nan")}, "eps must be"),
