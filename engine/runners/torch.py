@@ -69,7 +69,7 @@ class TorchRunner:
         transformer = load_component(folder, "transformer", device=device, dtype=dtype)
         vae = load_component(folder, "vae", device=device, dtype=dtype)
         channels_last(vae)
-        text = TextEncoder.load(folder.path, device=device, dtype=_text_dtype(device, dtype))
+        text = TextEncoder.load(folder.path, device=device, dtype=dtype)
         runner = cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
         for what, wanted, found in (
             ("latent channels from the VAE", runner.transformer.channels, runner.vae.channels),
@@ -126,8 +126,3 @@ class TorchRunner:
             raise InputError(f"frames or latents have five dimensions, got {tuple(x.shape)}")
         x = x.to(self.device, self.dtype)
         return x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _text_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The text encoder runs once a prompt: on a CPU in fp32, on a GPU in the model's dtype."""
-    return torch.float32 if device.type == "cpu" and dtype == torch.float32 else dtype
