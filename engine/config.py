@@ -12,6 +12,8 @@ from .errors import CheckpointError, InputError
 Solver = Literal["renoise", "euler"]
 
 MIN_FPS, MAX_FPS = 0.1, 240.0
+MAX_FRAMES = 10_000_000
+"""Frames of one clip or stream that has an end."""
 MAX_SIDE = 8192
 """Pixels that a side of a picture may have."""
 CLIP_PART = 2

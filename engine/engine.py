@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint.folder import ModelFolder, open_folder, read_json
-from .config import CLIP_PART, MAX_FPS, MAX_SIDE, MIN_FPS
+from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
+from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .layers.pixels import to_float, to_uint8
 from .memory import shortage_told
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from .config import StreamConfig
     from .types import Frames
 
-DEMO = Path(__file__).parent / "demo" / "weights"
-MAX_FRAMES = 10_000_000
+__all__ = ["DEMO", "Engine"]
+
 _FINGERPRINT_BYTES = 1 << 20
 _CLIP_STEPS, _MAX_CLIP_STEPS, _CLIP_GUIDANCE = 50, 1000, 5.0
 
@@ -280,7 +280,11 @@ class Engine:
                 raise InputError(
                     f"seconds is {seconds}; wanted more than 0 and at most {MAX_FRAMES / fps:g}"
                 )
-            frames = max(1, round(seconds * fps))
+            frames = round(seconds * fps)
+            if frames == 0:
+                raise InputError(
+                    f"seconds is {seconds}, which at {fps:g} frames a second is not one frame"
+                )
         _check_count("frames", frames, 1, MAX_FRAMES)
         return frames
 
@@ -301,7 +305,8 @@ class Engine:
     @cached_property
     def _fingerprint(self) -> str:
         """Names the weights well enough to keep snapshots of different models apart: by all that
-        is small in the folder, and by the size and the last bytes of what is large."""
+        is small in the folder, and by the size and the last bytes of what is large. The folder's
+        own name does not count."""
         names = hashlib.sha256()
         for path in sorted(self.folder.path.rglob("*")):
             if path.suffix in (".json", ".safetensors"):
@@ -310,7 +315,7 @@ class Engine:
                 with path.open("rb") as file:
                     file.seek(max(0, size - _FINGERPRINT_BYTES))
                     names.update(file.read())
-        return f"{self.folder.path.resolve().name}-{names.hexdigest()[:16]}"
+        return names.hexdigest()[:16]
 
 
 def _check_count(name: str, value: int | None, low: int, high: int) -> None:

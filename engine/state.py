@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import InputError
+from .sampling.noise import SEED_LIMIT
 from .sampling.stream import WARM_UP, StreamState, first_size
 from .sampling.window import KVRing
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
-_SEED_LIMIT, _COUNT_LIMIT = 2**64, 2**63
+_COUNT_LIMIT = 2**63
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
@@ -79,7 +80,7 @@ def load_state(data: bytes, *, model: str) -> tuple[StreamState, dict[str, Tenso
     if owner != model:
         raise InputError(f"the snapshot belongs to model {owner!r:.80}; this engine runs {model!r}")
     for name, number in numbers.items():
-        limit = _SEED_LIMIT if name == "seed" else _COUNT_LIMIT
+        limit = SEED_LIMIT if name == "seed" else _COUNT_LIMIT
         if type(number) is not int or not 0 <= number < limit:
             raise InputError(f"the snapshot's {name} is {number!r:.40}, which cannot be")
     return StreamState(prompt=prompt, **numbers), tensors, light is True

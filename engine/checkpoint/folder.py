@@ -11,6 +11,8 @@ from typing import Any
 from ..config import DEFAULT_SELF_FORCING, StreamConfig
 from ..errors import CheckpointError
 
+DEMO = Path(__file__).parents[1] / "demo" / "weights"
+"""The model that ships with LiveReel."""
 MODEL_INDEX = "model_index.json"
 STREAM_CONFIG = "livereel.json"
 _CONFIG_BYTES = 1 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import memory
-from ..checkpoint.folder import ModelFolder, open_folder
+from ..checkpoint.folder import DEMO, ModelFolder, open_folder
 from ..config import MAX_FPS, MAX_SIDE, MIN_FPS
 from ..errors import InputError
 from ..text.cleaning import MAX_CHARACTERS
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 MAX_SECONDS = 24 * 3600.0
-MAX_FRAMES = 10_000_000
 
 DTYPES = ("auto", *memory.DTYPE_BYTES)
-_DEMO = Path(__file__).parents[1] / "demo" / "weights"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +134,7 @@ def load_engine(options: argparse.Namespace) -> Engine:
 
 def find_model(name: str) -> ModelFolder:
     """Open a model's folder. Raises `InputError` when there is none."""
-    path = _DEMO if name == "demo" else Path(name)
+    path = DEMO if name == "demo" else Path(name)
     if not path.exists():
         raise InputError(f'unknown model {name!r}: give "demo" or the path of a model folder')
     return open_folder(path)

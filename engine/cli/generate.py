@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import machine, memory
+from ..config import MAX_FRAMES
 from ..errors import InputError
 from . import arguments
 from .progress import Progress
@@ -61,9 +62,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=arguments.seconds,
         help=f"length in seconds (default: {_SECONDS:g})",
     )
-    length.add_argument(
-        "--frames", type=arguments.whole(1, arguments.MAX_FRAMES), help="length in frames"
-    )
+    length.add_argument("--frames", type=arguments.whole(1, MAX_FRAMES), help="length in frames")
     parser.add_argument(
         "--seed",
         type=arguments.whole(0, 2**64 - 1),
@@ -117,10 +116,10 @@ def _check(options: argparse.Namespace) -> _Plan:
     if frames is None:
         seconds = _SECONDS if options.seconds is None else options.seconds
         frames = round(seconds * fps)
-        if not 1 <= frames <= arguments.MAX_FRAMES:
+        if not 1 <= frames <= MAX_FRAMES:
             raise InputError(
                 f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
-                f"a video has 1 to {arguments.MAX_FRAMES}"
+                f"a video has 1 to {MAX_FRAMES}"
             )
     image = None
     if options.image is not None:

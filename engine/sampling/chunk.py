@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..types import KV, CausalDenoiser, Past
+from .guidance import guide
 
 if TYPE_CHECKING:
     from .solvers import Solver
@@ -40,7 +41,7 @@ def chunk_flow(
         if negative is None:
             return positive
         other = denoiser.chunk(x, timestep, negative, past)[0].float()
-        return other + scale * (positive - other)
+        return guide(positive, other, scale)
 
     return flow
 

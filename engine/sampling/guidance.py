@@ -35,6 +35,11 @@ class Guidance:
 NO_GUIDANCE = Guidance()
 
 
+def guide(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Two flows of one shape to `negative + scale * (positive - negative)`."""
+    return negative + scale * (positive - negative)
+
+
 def guided_flow(
     denoiser: Denoiser,
     latents: Tensor,
@@ -43,7 +48,7 @@ def guided_flow(
     negative_text: Tensor | None = None,
     guidance: Guidance = NO_GUIDANCE,
 ) -> Tensor:
-    """Flow at `latents`: `negative + scale * (positive - negative)`.
+    """Flow at `latents`, by `guide`.
 
     Latents `[B, C, T, H, W]`, timestep `[B]` or `[B, T]`, both texts `[B, L, D]`; gives the shape
     of the latents. Raises `InputError` when guidance is on and `negative_text` is missing or of
@@ -68,7 +73,7 @@ def guided_flow(
     else:
         positive = _flow(denoiser, latents, timestep, text)
         negative = _flow(denoiser, latents, timestep, negative_text)
-    return negative + guidance.scale * (positive - negative)
+    return guide(positive, negative, guidance.scale)
 
 
 def _flow(denoiser: Denoiser, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def test_a_stream_can_start_from_a_picture(engine: Engine) -> None:
     [
         ({"prompt": ""}, "prompt is empty"),
         ({"seconds": 0}, "seconds is 0"),
+        ({"seconds": 0.03}, "seconds is 0.03, which at 16 frames a second is not one frame"),
         ({"seconds": float("nan")}, "seconds is nan"),
         ({"seconds": float("inf")}, "seconds is inf"),
         ({"seconds": 1, "frames": 2}, "not both"),
@@ -155,7 +156,7 @@ def test_tensors_of_another_shape_are_refused(engine: Engine) -> None:
 def test_models_that_differ_in_weights_alone_have_other_fingerprints(
     tiny_folder: Path, tmp_path: Path, engine: Engine
 ) -> None:
-    folder = tmp_path / "model"
+    folder = tmp_path / "renamed"
     shutil.copytree(tiny_folder, folder)
     assert Engine.load(folder, device="cpu")._fingerprint == engine._fingerprint
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
