@@ -18,7 +18,7 @@ import torch
 
 from .errors import InputError
 from .sampling.noise import SEED_LIMIT
-from .sampling.stream import WARM_UP, StreamState, first_size
+from .sampling.stream import StreamState, first_size
 from .sampling.window import KVRing
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _shapes(
     if state.latent != total and (light or state.latent != before):
         raise InputError(f"the snapshot counts {state.latent} latent frames; wanted {total}")
     latents = {
-        "recent": min(total, max(config.window, WARM_UP)),
+        "recent": min(total, sampler.recent),
         "sinks": min(total, config.sinks),
         "picture": int("picture" in tensors),
         "pending": total - state.latent,

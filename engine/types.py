@@ -188,6 +188,10 @@ class VAE(Decoder, Protocol):
         """Latent channels."""
 
     @property
+    def decoder_memory(self) -> int:
+        """Latent frames after which a decoder that starts anew has forgotten that it did."""
+
+    @property
     def temporal_factor(self) -> int:
         """Pixel frames that a latent frame stands for; a stream's first stands for one."""
 

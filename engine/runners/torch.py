@@ -91,6 +91,7 @@ class TorchRunner:
             size=(height // factor, width // factor),
             device=self.device,
             dtype=self.dtype,
+            warm_up=self.vae.decoder_memory,
         )
 
     def encode_text(self, prompt: str, length: int) -> Tensor:

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from ..config import StreamConfig
     from ..types import KV, CausalDenoiser, Past
 
-WARM_UP = 24
-"""Latent frames after which a decoder that starts anew has forgotten that it did: two for each
-causal convolution at the latent's own rate, of which Wan's decoder has eleven."""
-
 
 @dataclass
 class StreamState:
@@ -80,7 +76,8 @@ def first_size(config: StreamConfig, picture: Tensor | None) -> int:
 class StreamSampler:
     """Makes a stream's latents; all that changes is in the `StreamState` it is given.
 
-    `size` is the latent's height and width, `dtype` what the denoiser is given.
+    `size` is the latent's height and width, `dtype` what the denoiser is given. `warm_up` is how
+    many of the newest clean latents a decoder needs to start anew from.
     """
 
     denoiser: CausalDenoiser
@@ -89,6 +86,12 @@ class StreamSampler:
     size: tuple[int, int]
     device: torch.device
     dtype: torch.dtype
+    warm_up: int
+
+    @property
+    def recent(self) -> int:
+        """Clean latent frames that a state keeps, at the most, beside its sinks."""
+        return max(self.config.window, self.warm_up)
 
     @property
     def layout(self) -> WindowLayout:
@@ -123,7 +126,7 @@ class StreamSampler:
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
         recent = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
-        state.recent = recent[:, :, -max(self.config.window, WARM_UP) :].clone()
+        state.recent = recent[:, :, -self.recent :].clone()
         room = self.config.sinks - (0 if state.sinks is None else state.sinks.shape[2])
         if room > 0:
             new = latents[:, :, :room]

@@ -51,7 +51,7 @@ def test_a_light_snapshot_is_small_and_goes_on_closely(engine: Engine) -> None:
     restored = engine.restore(light)
     ours, theirs = frames_of(take(restored, 2)), frames_of(take(session, 2))
     # The window is as long as two chunks and each sees one: the ring is exact. The decoder starts
-    # anew 24 latent frames back, whose trace is below a level of brightness.
+    # anew some 20 latent frames back, whose trace is below a level of brightness.
     assert np.abs(ours.astype(float) - theirs).mean() < 0.5
     assert restored._state.pts == session._state.pts
     assert torch.allclose(restored._state.pending, session._state.pending, atol=1e-4)

@@ -346,6 +346,18 @@ class WanVAE(nn.Module):
         return self.config.z_dim
 
     @property
+    def decoder_memory(self) -> int:
+        """Latent frames after which a decoder that starts anew has forgotten that it did.
+
+        Two for each causal convolution at the latent's own rate, of which Wan's decoder has
+        twelve; later ones see several frames in place of one, and their traces are faint.
+        """
+        times = self.config.temperal_downsample[::-1]
+        levels = times.index(True) + 1 if True in times else len(times) + 1
+        blocks = 2 + levels * (self.config.num_res_blocks + 1)  # of two convolutions each
+        return 2 * (1 + 2 * blocks + 1)
+
+    @property
     def temporal_factor(self) -> int:
         """Pixel frames that a latent frame stands for; a stream's first stands for one."""
         return self.config.temporal_factor

@@ -88,6 +88,23 @@ def test_a_call_leaves_the_caches_it_was_given_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, caches, strict=True))
 
 
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_a_decoder_that_starts_anew_forgets_that_it_did(name: str) -> None:
+    """What the last latent frame shows is off by less than a level of brightness."""
+    _, vae = pair(name)
+    latents = torch.randn(1, vae.channels, vae.decoder_memory + 9, 2, 3)
+    whole, _ = vae.decode(latents)
+    cut, _ = vae.decode(latents[:, :, -vae.decoder_memory :])
+    last = -vae.temporal_factor
+    assert (whole[:, :, last:] - cut[:, :, last:]).abs().max() < 1 / 255
+
+
+def test_wan_s_decoder_remembers_24_latent_frames() -> None:
+    with torch.device("meta"):
+        assert WanVAE.from_config({}).decoder_memory == 24
+
+
 def test_normalize_is_undone_by_denormalize() -> None:
     _, ours = pair("wan")
     latents = torch.randn(1, 4, 2, 3, 3)
