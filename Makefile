@@ -60,7 +60,7 @@ $(BUILD)/wheel/.built: $(RECIPE) $(NATIVE) $(SOURCES) README.md LICENSE | $(VENV
 
 # --- what people run --------------------------------------------------------------------------
 
-DEMO_PROMPT ?= a large red star moving right on a black background
+DEMO_PROMPT ?= a large orange circle moving right on a gray background
 
 # One clip and a contact sheet of it; prints time to first frame, frames a second, peak memory.
 demo: $(VENV)/.installed
