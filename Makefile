@@ -68,10 +68,10 @@ demo: $(VENV)/.installed
 	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seed 1 -o out/demo.mp4 --sheet out/demo.png
 
 test: lint types ctest $(BUILD)/wheel/.built
-	$(BIN)/pytest -m "not slow and not gpu" --wheel $(BUILD)/wheel
+	$(BIN)/pytest -m "not slow and not gpu" --wheel=$(BUILD)/wheel
 
 test-full: lint types ctest sanitize $(BUILD)/wheel/.built
-	$(BIN)/pytest -m "not gpu" --timeout 7200 --wheel $(BUILD)/wheel
+	$(BIN)/pytest -m "not gpu" --timeout 7200 --wheel=$(BUILD)/wheel
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
