@@ -108,7 +108,7 @@ def vae_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     l1, mse = (out - clip).abs().mean(), F.mse_loss(out, clip)
     loss = l1 + 2 * mse + 5e-5 * kl
-    parts = {"l1": float(l1), "kl": float(kl), "psnr": float(10 * torch.log10(4 / mse.detach()))}
+    parts = {"l1": float(l1.detach()), "kl": float(kl.detach()), "psnr": psnr(out.detach(), clip)}
     return loss, parts
 
 
