@@ -62,7 +62,7 @@ class Bench:
     @property
     def folder(self) -> Path:
         """Where the weights lie."""
-        from livereel.engine.engine import DEMO
+        from livereel.engine.checkpoint.folder import DEMO
 
         return DEMO if self.model == "demo" else Path(self.model)
 

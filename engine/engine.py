@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from .config import StreamConfig
     from .types import Frames
 
-__all__ = ["DEMO", "Engine"]
-
 _FINGERPRINT_BYTES = 1 << 20
 _CLIP_STEPS, _MAX_CLIP_STEPS, _CLIP_GUIDANCE = 50, 1000, 5.0
 

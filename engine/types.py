@@ -39,11 +39,6 @@ class ChunkStats:
     fps: float
     deadline_met: bool
 
-    @property
-    def total_s(self) -> float:
-        """Seconds spent on the chunk, all stages together."""
-        return self.text_s + self.dit_s + self.cache_s + self.vae_s + self.convert_s
-
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:

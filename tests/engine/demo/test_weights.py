@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.demo.pack import LIMIT, checksums, read_manifest
 from livereel.engine.demo.scenes import Scene, held_out_captions
-from livereel.engine.engine import DEMO, Engine
+from livereel.engine.engine import Engine
 from livereel.engine.layers.pixels import to_float
 
 CAPTION = "a large red circle moving left on a white background"
