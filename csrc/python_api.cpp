@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "pacer.h"
 #include "philox.h"
 #include "rms_norm_silu.h"
+#include "window.h"
 
 namespace py = pybind11;
 
@@ -70,4 +72,26 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("fill_normal", &fill_normal, py::arg("out"), py::kw_only(), py::arg("seed"),
         py::arg("chunk"), py::arg("step"));
   m.def("rms_norm_silu", &rms_norm_silu, py::arg("x"), py::arg("gain"), py::arg("y"));
+
+  py::class_<livereel::Window>(m, "Window")
+      .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),
+           py::kw_only(), py::arg("sinks"), py::arg("window"), py::arg("chunk"),
+           py::arg("anchors") = 0, py::arg("anchor_every") = 1)
+      .def_property_readonly("slots", &livereel::Window::slots)
+      .def("slot", &livereel::Window::slot, py::arg("frame"))
+      .def("visible", &livereel::Window::visible, py::arg("first"))
+      .def("anchors_before", &livereel::Window::anchors_before, py::arg("before"));
+
+  py::class_<livereel::Pace>(m, "Pace")
+      .def_readonly("optional_work", &livereel::Pace::optional_work)
+      .def_readonly("passes", &livereel::Pace::passes)
+      .def_readonly("rate", &livereel::Pace::rate);
+  py::class_<livereel::Timing>(m, "Timing")
+      .def_readonly("lead", &livereel::Timing::lead)
+      .def_readonly("jitter", &livereel::Timing::jitter);
+  py::class_<livereel::Pacer>(m, "Pacer")
+      .def(py::init<double, std::int64_t, bool>(), py::kw_only(), py::arg("rate"), py::arg("chunk"),
+           py::arg("adapt"))
+      .def("begin", &livereel::Pacer::begin, py::arg("now"), py::kw_only(), py::arg("passes"))
+      .def("end", &livereel::Pacer::end, py::arg("now"), py::kw_only(), py::arg("frames"));
 }
