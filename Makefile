@@ -1,4 +1,4 @@
-# make demo · make test · make test-full · make lint · make bench · make clean
+# make demo · make test · make test-kernels · make test-full · make lint · make bench · make clean
 #
 # Needs Python 3.10 to 3.13, a C++17 compiler and make; all else comes from PyPI into .venv.
 SHELL := bash
@@ -18,7 +18,7 @@ NATIVE := $(wildcard csrc/*)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-full lint types ctest sanitize bench clean
+.PHONY: help demo test test-kernels test-full lint types ctest sanitize bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -67,11 +67,18 @@ demo: $(VENV)/.installed
 	@mkdir -p out
 	$(BIN)/livereel generate "$(DEMO_PROMPT)" --seed 1 -o out/demo.mp4 --sheet out/demo.png
 
-test: lint types ctest $(BUILD)/wheel/.built
-	$(BIN)/pytest -m "not slow and not gpu" --wheel=$(BUILD)/wheel
+ORDINARY := not gpu and not interpreter and not compile
 
-test-full: lint types ctest sanitize $(BUILD)/wheel/.built
-	$(BIN)/pytest -m "not gpu" --timeout 7200 --wheel=$(BUILD)/wheel
+test: lint types ctest test-kernels $(BUILD)/wheel/.built
+	$(BIN)/pytest -m "$(ORDINARY) and not slow" --wheel=$(BUILD)/wheel
+
+test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
+	$(BIN)/pytest -m "$(ORDINARY)" --timeout 7200 --wheel=$(BUILD)/wheel
+
+# Triton's kernels without a GPU: what they compute, and what they compile to.
+test-kernels: $(VENV)/.installed-dev
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" tests/kernels
+	$(BIN)/pytest -m "compile and not gpu" tests/kernels
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,85 @@
+"""Which kernel tests run in this process, and where.
+
+Tests marked `interpreter` launch kernels in Triton's interpreter, on the CPU, and need a process
+of their own with TRITON_INTERPRET=1 set before Triton is imported; those marked `compile` and `gpu`
+need one without it (`make test-kernels` starts both). One test function serves both: a parameter
+marked `gpu` gets real shapes, and the `device` fixture says where they go.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from livereel.kernels.jit import INTERPRETED
+
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = _why_not(item)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not(item: pytest.Item) -> str | None:
+    """Why this process cannot run `item`; None when it can."""
+    gpu, compiles, interpreter = (
+        item.get_closest_marker(name) is not None for name in ("gpu", "compile", "interpreter")
+    )
+    if (gpu or compiles or interpreter) and not TRITON:
+        return "needs Triton"
+    if (gpu or compiles) and INTERPRETED:
+        return "needs kernels compiled: unset TRITON_INTERPRET"
+    if gpu:
+        return None if torch.cuda.is_available() else "needs a CUDA device"
+    if interpreter and not INTERPRETED:
+        return "needs kernels interpreted: set TRITON_INTERPRET=1"
+    return None
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test's kernels run: a CUDA device under the `gpu` mark, else the CPU."""
+    return torch.device("cuda" if request.node.get_closest_marker("gpu") else "cpu")
+
+
+def _mend_interpreter() -> None:
+    """Let the interpreter (as of Triton 3.9) compute in half precision as GPUs do.
+
+    It cuts off digits in casts to bfloat16 and fp8 where GPUs round to nearest even, and its `dot`
+    multiplies bfloat16's bits as integers.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    halves = {tl.bfloat16: torch.bfloat16, tl.float8e4nv: torch.float8_e4m3fn}
+    convert = interpreter._convert_float
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        if source != tl.float32 or target not in halves:
+            return convert(data, source, target, mode)
+        values = torch.from_numpy(np.ascontiguousarray(data).view(np.float32)).to(halves[target])
+        bits = torch.uint16 if target == tl.bfloat16 else torch.uint8
+        return values.view(bits).numpy()
+
+    def widened(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        data = (operand.data.astype(np.uint32) << 16).view(np.float32)
+        return interpreter.TensorHandle(data, tl.float32)
+
+    interpreter._convert_float = rounded
+    interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(
+        self, widened(a), widened(b), *rest
+    )
+
+
+if INTERPRETED:
+    _mend_interpreter()
