@@ -25,6 +25,8 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "first_chunk_latents": (1, 64, True),
     "window": (1, 4096, True),
     "sinks": (0, 256, True),
+    "anchors": (0, 256, True),
+    "anchor_every": (1, 4096, True),
     "context_noise": (0, 1000, False),
     "shift": (0.01, 100, False),
     "guidance_scale": (0, 100, False),
@@ -42,9 +44,10 @@ class StreamConfig:
 
     `chunk_latents` are denoised together, `first_chunk_latents` in the stream's first chunk (at
     most as many; `from_dict` fills in the same number). A chunk attends to the newest `window`
-    latent frames, itself included, and to the stream's first `sinks`. `timesteps` are the passes'
-    times on 0..1000, strictly descending, already warped; `shift` is the warp they were made with,
-    from which another number of steps can be spaced. Between passes, `solver` "renoise" predicts
+    latent frames, itself included, to the stream's first `sinks`, and of those in between to the
+    newest `anchors` whose number is a multiple of `anchor_every`. `timesteps` are the passes' times
+    on 0..1000, strictly descending, already warped; `shift` is the warp they were made with, from
+    which another number of steps can be spaced. Between passes, `solver` "renoise" predicts
     x0 and adds fresh noise (Self-Forcing, arXiv 2506.08009, and CausVid, arXiv 2412.07772), while
     "euler" follows the flow. `context_noise` is the time of the pass that writes clean K/V.
     `guidance_scale` 1.0 means no classifier-free guidance. `width` and `height` are the native
@@ -57,6 +60,8 @@ class StreamConfig:
     first_chunk_latents: int
     window: int
     sinks: int = 0
+    anchors: int = 0
+    anchor_every: int = 1
     timesteps: tuple[float, ...]
     context_noise: float = 0.0
     solver: Solver = "renoise"

@@ -83,8 +83,10 @@ def estimate(
     item = max((size for _, size in sizes["transformer"]), default=DTYPE_BYTES.get(dtype, 4))
     tokens = dit.tokens(width // vae.spatial, height // vae.spatial)
     if folder.has_recipe:
-        slots = stream.sinks + stream.window
-        seen = slots - stream.chunk_latents
+        seen = stream.sinks + stream.anchors + stream.window - stream.chunk_latents
+        slots = seen + stream.chunk_latents
+        # Anchors and other frames have slots of their own (csrc/window.h).
+        slots += stream.anchors > 0 and stream.window % stream.anchor_every > 0
         prompts = 2 if stream.guidance_scale > 1.0 else 1
         latents = decoded = stream.chunk_latents
         batch = 1

@@ -19,7 +19,7 @@ import torch
 from .errors import InputError
 from .sampling.noise import SEED_LIMIT
 from .sampling.stream import StreamState, first_size
-from .sampling.window import KVRing
+from .sampling.window import LATENT_LIMIT, KVRing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 _COUNT_LIMIT = 2**63
+_LIMITS = {"seed": SEED_LIMIT, "latent": LATENT_LIMIT}
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
@@ -41,7 +42,12 @@ def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
 
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
-    tensors = {"recent": state.recent, "sinks": state.sinks, "picture": state.picture}
+    tensors = {
+        "recent": state.recent,
+        "sinks": state.sinks,
+        "anchors": state.anchors,
+        "picture": state.picture,
+    }
     if light:
         values["latent"] += 0 if state.pending is None else state.pending.shape[2]
     else:
@@ -80,7 +86,7 @@ def load_state(data: bytes, *, model: str) -> tuple[StreamState, dict[str, Tenso
     if owner != model:
         raise InputError(f"the snapshot belongs to model {owner!r:.80}; this engine runs {model!r}")
     for name, number in numbers.items():
-        limit = SEED_LIMIT if name == "seed" else _COUNT_LIMIT
+        limit = _LIMITS.get(name, _COUNT_LIMIT)
         if type(number) is not int or not 0 <= number < limit:
             raise InputError(f"the snapshot's {name} is {number!r:.40}, which cannot be")
     return StreamState(prompt=prompt, **numbers), tensors, light is True
@@ -112,7 +118,8 @@ def fill_state(
         return tensors[name].to(runner.device, dtype) if name in tensors else None
 
     state.pending, state.recent = take("pending"), take("recent")
-    state.sinks, state.picture = take("sinks"), take("picture")
+    state.sinks, state.anchors = take("sinks"), take("anchors")
+    state.picture = take("picture")
     state.text = take("text", runner.dtype)
     k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
     state.ring = None if k is None or v is None else KVRing(sampler.layout, k, v)
@@ -137,6 +144,7 @@ def _shapes(
     latents = {
         "recent": min(total, sampler.recent),
         "sinks": min(total, config.sinks),
+        "anchors": len(sampler.old_anchors(total)),
         "picture": int("picture" in tensors),
         "pending": total - state.latent,
     }

@@ -170,11 +170,14 @@ def _format_stream(model: dict[str, Any]) -> list[tuple[str, str]]:
     if not model["streams"]:
         return [("clips", "whole ones only: the folder has no livereel.json")]
     timesteps = ", ".join(f"{t:g}" for t in stream["timesteps"])
+    anchors = ""
+    if stream["anchors"]:
+        anchors = f", anchors {stream['anchors']} (every {stream['anchor_every']})"
     return [
         (
             "chunk",
             f"{stream['chunk_latents']} latent frames, the first {stream['first_chunk_latents']}; "
-            f"window {stream['window']}, sinks {stream['sinks']}",
+            f"window {stream['window']}, sinks {stream['sinks']}{anchors}",
         ),
         (
             "passes",

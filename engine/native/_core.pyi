@@ -30,3 +30,75 @@ def rms_norm_silu(
     `gain` has an item for each channel. Gives up the GIL while it works, in one thread. Raises
     `ValueError` for other shapes and types.
     """
+
+class Window:
+    """The KV ring's arithmetic: a stream's first `sinks` latent frames, the newest `anchors` of
+    those whose number is a multiple of `anchor_every`, and the newest `window`.
+
+    Chunks have at most `chunk` frames. `csrc/window.h` says what a chunk sees and how slots are
+    given. Numbers of frames go up to 2^62 - 1; methods raise `ValueError` for others, `TypeError`
+    for what is no 64-bit number.
+    """
+
+    def __init__(
+        self, *, sinks: int, window: int, chunk: int, anchors: int = 0, anchor_every: int = 1
+    ) -> None:
+        """Raises `ValueError` for lengths that cannot be."""
+
+    @property
+    def slots(self) -> int:
+        """How many latent frames the ring holds."""
+
+    def slot(self, frame: int) -> int:
+        """Where latent frame `frame` lies while it is kept."""
+
+    def visible(self, first: int) -> list[int]:
+        """Latent frames that a chunk starting at frame `first` sees, the oldest first.
+
+        A frame's place in the list is its position for rotation; the chunk's own follow on.
+        """
+
+    def anchors_before(self, before: int) -> list[int]:
+        """The newest `anchors` anchors among the frames below `before` that are no sinks."""
+
+class Pace:
+    """What a chunk is to be made with: optional work or not, passes, and frames a second."""
+
+    @property
+    def optional_work(self) -> bool: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+
+class Timing:
+    """How a chunk came: seconds before it was due (negative when late), and jitter in seconds."""
+
+    @property
+    def lead(self) -> float: ...
+    @property
+    def jitter(self) -> float: ...
+
+class Pacer:
+    """Deadlines of a stream's chunks, and what it does without when it falls behind.
+
+    `csrc/pacer.h` has the rules. Times are seconds from any origin. Not to be used by two threads
+    at once.
+    """
+
+    def __init__(self, *, rate: float, chunk: int, adapt: bool) -> None:
+        """`rate` is the target in frames a second, `chunk` the frames of a whole chunk; a pacer
+        that does not adapt does without nothing. Raises `ValueError` for values that cannot be."""
+
+    def begin(self, now: float, *, passes: int) -> Pace:
+        """A chunk is begun, for which `passes` are wanted; one not ended is forgotten.
+
+        Raises `ValueError` for a time that is not finite or passes below 1.
+        """
+
+    def end(self, now: float, *, frames: int) -> Timing:
+        """The chunk that was begun is ready.
+
+        Raises `RuntimeError` when none was begun, `ValueError` for a time before its beginning or
+        fewer frames than 1.
+        """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,10 +25,11 @@ from . import schedule
 from .chunk import cache_chunk, chunk_flow, denoise_chunk, past_of
 from .noise import normal
 from .solvers import SOLVERS, Solver
-from .window import KVRing, WindowLayout
+from .window import KVRing, window_of
 
 if TYPE_CHECKING:
     from ..config import StreamConfig
+    from ..native import Window
     from ..types import KV, CausalDenoiser, Past
 
 
@@ -39,8 +41,9 @@ class StreamState:
     and `pts` number the next chunk and its first frame for the viewer and never go back. `pending`
     are the clean latents of the chunk just made, whose keys and values are not in the ring yet.
     `recent` are the newest clean latents (normalized, `[1, C, T, H, W]`; the window's, and as many
-    as a decoder needs to warm up) and `sinks` the first ones; `picture` is the latent frame of the
-    image that the stream starts from, if any. `text` is the prompt's embedding `[1, L, D]`.
+    as a decoder needs to warm up), `sinks` the first ones and `anchors` those of the anchors older
+    than the window; `picture` is the latent frame of the image that the stream starts from, if any.
+    `text` is the prompt's embedding `[1, L, D]`.
     """
 
     prompt: str
@@ -59,12 +62,14 @@ class StreamState:
     caches: tuple[Tensor, ...] | None = None
     recent: Tensor | None = None
     sinks: Tensor | None = None
+    anchors: Tensor | None = None
     picture: Tensor | None = None
 
     def restart(self) -> None:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
         self.chunk = self.latent = 0
-        self.pending = self.ring = self.caches = self.recent = self.sinks = None
+        self.pending = self.ring = self.caches = None
+        self.recent = self.sinks = self.anchors = None
 
 
 def first_size(config: StreamConfig, picture: Tensor | None) -> int:
@@ -93,11 +98,15 @@ class StreamSampler:
         """Clean latent frames that a state keeps, at the most, beside its sinks."""
         return max(self.config.window, self.warm_up)
 
-    @property
-    def layout(self) -> WindowLayout:
+    @cached_property
+    def layout(self) -> Window:
         """Of the ring."""
-        config = self.config
-        return WindowLayout(config.sinks, config.window, config.chunk_latents)
+        return window_of(self.config)
+
+    def old_anchors(self, total: int) -> list[int]:
+        """Anchors older than the window once there are `total` latent frames: the state has the
+        clean latents of these."""
+        return self.layout.anchors_before(max(0, total - self.config.window))
 
     def passes(self, state: StreamState, negative: KV | None) -> int:
         """Forwards of the DiT that `sample` takes."""
@@ -126,6 +135,13 @@ class StreamSampler:
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
         recent = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
+        total = state.latent + latents.shape[2]
+        if anchors := self.old_anchors(total):
+            kept = self.old_anchors(state.latent)
+            offset = recent.shape[2] - total
+            left = recent[:, :, [frame + offset for frame in anchors if frame not in kept]]
+            both = left if state.anchors is None else torch.cat([state.anchors, left], dim=2)
+            state.anchors = both[:, :, -len(anchors) :].clone()
         state.recent = recent[:, :, -self.recent :].clone()
         room = self.config.sinks - (0 if state.sinks is None else state.sinks.shape[2])
         if room > 0:
@@ -153,21 +169,22 @@ class StreamSampler:
         state.ring = None
         if state.recent is None:
             return 0
-        window = state.recent[:, :, -self.config.window :]
-        start = state.latent - window.shape[2]
-        runs = [(start, window)]
+        start = max(0, state.latent - self.config.window)
+        frames = [*self.old_anchors(state.latent), *range(start, state.latent)]
+        parts = [state.recent[:, :, start - state.latent :]]
+        if state.anchors is not None:
+            parts.insert(0, state.anchors)
         if state.sinks is not None and start > 0:
-            runs.insert(0, (0, state.sinks[:, :, :start]))
+            first_ones = state.sinks[:, :, :start]
+            frames = [*range(first_ones.shape[2]), *frames]
+            parts.insert(0, first_ones)
+        cuts = self._cuts(frames, first_size(self.config, state.picture))
         known: set[int] = set()
-        passes = 0
-        for first, latents in runs:
-            for part in self._cut(latents, first, first_size(self.config, state.picture)):
-                visible = [frame for frame in self.layout.visible(first) if frame in known]
-                self._write(state, part, first, visible, text)
-                known.update(range(first, first + part.shape[2]))
-                first += part.shape[2]
-                passes += 1
-        return passes
+        for at, part in zip([0, *cuts], torch.cat(parts, dim=2).tensor_split(cuts, 2), strict=True):
+            visible = [frame for frame in self.layout.visible(frames[at]) if frame in known]
+            self._write(state, part, frames[at], visible, text)
+            known.update(frames[at : at + part.shape[2]])
+        return len(cuts) + 1
 
     @property
     def ring_shape(self) -> tuple[int, ...]:
@@ -192,13 +209,16 @@ class StreamSampler:
             )
         state.ring.write(first, kv)
 
-    def _cut(self, latents: Tensor, first: int, lead: int) -> Sequence[Tensor]:
-        """Latent frames from number `first` on, cut where a stream's chunks meet after `lead`."""
+    def _cuts(self, frames: Sequence[int], lead: int) -> list[int]:
+        """Where in a list of latent frames there is a gap, or one of a stream's chunks begins of
+        which the first has `lead` frames."""
         chunk = self.config.chunk_latents
-        room = lead - first if first < lead else chunk - (first - lead) % chunk
-        if latents.shape[2] <= room:
-            return [latents]
-        return [latents[:, :, :room], *torch.split(latents[:, :, room:], chunk, dim=2)]
+        return [
+            i
+            for i in range(1, len(frames))
+            if frames[i] != frames[i - 1] + 1
+            or (frames[i] >= lead and (frames[i] - lead) % chunk == 0)
+        ]
 
     def _past(self, state: StreamState, visible: list[int]) -> Past | None:
         return past_of(self.denoiser, state.ring, visible, *self.size)

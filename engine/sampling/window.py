@@ -1,8 +1,10 @@
-"""The KV ring: which latent frames a chunk can see, and in which slot each one lies.
+"""The KV ring: what later chunks attend to, the keys and values of earlier latent frames.
 
-A chunk attends to the newest `window` latent frames, itself included, and to the stream's first
+A chunk attends to the newest `window` latent frames, itself included, to the stream's first
 `sinks` (Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023; LongLive,
-2025). Frames are written over the oldest in place; nothing is shifted.
+2025), and to `anchors`, frames at even distances in the past between the two. Frames are written
+over the oldest in place; nothing is shifted. Which frames a chunk sees and where they lie is
+reckoned in C++ (`csrc/window.h`).
 
 Shapes: S slots, n tokens a frame, h heads, d head width.
 """
@@ -11,52 +13,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..native import Window
 from ..types import KV, LayerKV
 
+if TYPE_CHECKING:
+    from ..config import StreamConfig
 
-@dataclass(frozen=True)
-class WindowLayout:
-    """The ring's arithmetic: `sinks` slots that are written once, then `window` used in turn.
+LATENT_LIMIT = 2**61
+"""Latent frames that a restored stream may count; it has as many still to go."""
 
-    Chunks have at most `chunk` frames. As there are slots for a whole window, writing a chunk
-    leaves in place what that chunk has seen: a pass that was cut short can be run again.
-    """
 
-    sinks: int
-    window: int
-    chunk: int
-
-    @property
-    def slots(self) -> int:
-        """How many latent frames the ring holds."""
-        return self.sinks + self.window
-
-    def slot(self, frame: int) -> int:
-        """Where latent frame `frame` of a stream lies while it is kept."""
-        return frame if frame < self.sinks else self.sinks + (frame - self.sinks) % self.window
-
-    def visible(self, first: int) -> list[int]:
-        """Latent frames that a chunk starting at frame `first` sees, the oldest first."""
-        newest = first - (self.window - self.chunk)
-        return [*range(min(self.sinks, first)), *range(max(self.sinks, newest), first)]
+def window_of(config: StreamConfig) -> Window:
+    """The arithmetic of a stream's ring."""
+    return Window(
+        sinks=config.sinks,
+        window=config.window,
+        chunk=config.chunk_latents,
+        anchors=config.anchors,
+        anchor_every=config.anchor_every,
+    )
 
 
 @dataclass
 class KVRing:
     """Keys (not rotated) and values of all layers, `[layers, S, n, h, d]`; batch 1."""
 
-    layout: WindowLayout
+    layout: Window
     k: Tensor
     v: Tensor
 
     @classmethod
     def empty(
         cls,
-        layout: WindowLayout,
+        layout: Window,
         shape: tuple[int, ...],
         *,
         device: torch.device,

@@ -114,19 +114,51 @@ class BlockCausalAttention:
         def heads(x: torch.Tensor) -> torch.Tensor:
             return x.unflatten(2, (attn.heads, -1))
 
-        def turn(x: torch.Tensor) -> torch.Tensor:
-            pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
-            cos, sin = rotary_emb[0][..., 0::2].double(), rotary_emb[1][..., 1::2].double()
-            angle = torch.complex(cos, sin)
-            return torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
+        q, k = heads(attn.norm_q(attn.to_q(hidden))), heads(attn.norm_k(attn.to_k(hidden)))
+        y = self.attend(q, k, heads(attn.to_v(hidden)), rotary_emb)
+        return attn.to_out[0](y.flatten(2))
 
-        q = turn(heads(attn.norm_q(attn.to_q(hidden))))
-        k = turn(heads(attn.norm_k(attn.to_k(hidden))))
-        v = heads(attn.to_v(hidden))
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=self.mask
-        )
-        return attn.to_out[0](y.transpose(1, 2).flatten(2))
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Any
+    ) -> torch.Tensor:
+        """`[B, tokens, h, d]`, not rotated, to the same shape."""
+        return attend(turn(q, rotary), turn(k, rotary), v, self.mask)
+
+
+class SparsePastAttention(BlockCausalAttention):
+    """The same where a chunk sees only some earlier frames, as if there were no others: `seen` has
+    each chunk's list of them, whose places are their positions; the chunk's own follow on."""
+
+    def __init__(self, chunks: Sequence[int], tokens: int, seen: Sequence[Sequence[int]]) -> None:
+        self.chunks, self.tokens, self.seen = chunks, tokens, seen
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Any
+    ) -> torch.Tensor:
+        parts, first = [], 0
+        for length, seen in zip(self.chunks, self.seen, strict=True):
+            frames = [*seen, *range(first, first + length)]
+            rows = torch.cat([torch.arange(self.tokens) + f * self.tokens for f in frames])
+            own = rows[-length * self.tokens :]
+            places = [angles[:, : len(rows)] for angles in rotary]
+            last = [angles[:, -len(own) :] for angles in places]
+            parts.append(attend(turn(q[:, own], last), turn(k[:, rows], places), v[:, rows], None))
+            first += length
+        return torch.cat(parts, dim=1)
+
+
+def turn(x: torch.Tensor, rotary: Any) -> torch.Tensor:
+    """Rotate `[B, tokens, h, d]` by diffusers' cosines and sines."""
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+    angle = torch.complex(rotary[0][..., 0::2].double(), rotary[1][..., 1::2].double())
+    return torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 @pytest.fixture(scope="session")
@@ -138,5 +170,21 @@ def block_causal() -> Callable[..., None]:
     ) -> None:
         for block in model.blocks:
             block.attn1.set_processor(BlockCausalAttention(chunks, tokens, past))
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def sparse_past() -> Callable[..., None]:
+    """The same for `SparsePastAttention`."""
+
+    def change(
+        model: WanTransformer3DModel,
+        chunks: Sequence[int],
+        tokens: int,
+        seen: Sequence[Sequence[int]],
+    ) -> None:
+        for block in model.blocks:
+            block.attn1.set_processor(SparsePastAttention(chunks, tokens, seen))
 
     return change

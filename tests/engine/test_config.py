@@ -46,6 +46,8 @@ def test_first_chunk_defaults_to_the_others(values: dict[str, Any], first: int) 
         ({"window": 10**9}, "window"),
         ({"window": "6"}, "window"),
         ({"sinks": -1}, "sinks"),
+        ({"anchors": 257}, "anchors"),
+        ({"anchor_every": 0}, "anchor_every"),
         ({"timesteps": []}, "timesteps"),
         ({"timesteps": 1000}, "timesteps"),
         ({"timesteps": [1000, 1000]}, "timesteps"),

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from livereel.engine import CheckpointError, ResourceError, memory
 from livereel.engine.checkpoint.folder import ModelFolder, open_folder
+from livereel.engine.sampling.window import window_of
 
 WAN_1_3B = {
     "num_attention_heads": 12,
@@ -89,6 +90,17 @@ def test_conv_caches_are_those_of_the_decoder(tmp_path: Path, config: dict[str, 
         _, caches = vae.decode(latents)
     held = sum(cache.nbytes for cache in caches if cache is not None)
     assert memory.estimate(folder, width=width, height=height).conv_caches == held
+
+
+@pytest.mark.parametrize("memory_of", [
+    {}, {"sinks": 3}, {"anchors": 4, "anchor_every": 8}, {"anchors": 4, "anchor_every": 7},
+    {"sinks": 3, "anchors": 1, "anchor_every": 100},
+])  # fmt: skip
+def test_the_ring_has_the_slots_of_its_window(tmp_path: Path, memory_of: dict[str, int]) -> None:
+    folder = model_folder(tmp_path, stream={**STREAM, **memory_of})
+    need = memory.estimate(folder, width=832, height=480)
+    frame, prompt = (2 * 30 * tokens * 1536 * 2 for tokens in (1560, 512))
+    assert need.kv_ring == window_of(folder.stream).slots * frame + prompt
 
 
 def test_dtype_guidance_and_size_scale_the_estimate(tmp_path: Path) -> None:

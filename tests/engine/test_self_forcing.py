@@ -87,18 +87,20 @@ def embed(folder: Path, prompt: str, length: int) -> Tensor:
 @torch.no_grad()
 def oracle(
     model: WanTransformer3DModel,
-    block_causal: Callable[..., None],
+    mask: Callable[[list[int], int], None],
     text: Tensor,
     chunks: list[int],
-    past: int,
     size: tuple[int, int],
 ) -> list[Tensor]:
-    """Clean latents of each chunk: few steps, each to x0 and back up with fresh noise."""
+    """Clean latents of each chunk: few steps, each to x0 and back up with fresh noise.
+
+    `mask` makes the model causal for chunks of these lengths, and so many tokens a frame.
+    """
     patch = model.config.patch_size[1]
     tokens = (size[0] // patch) * (size[1] // patch)
     clean = torch.zeros(1, 4, 0, *size)
     for index, length in enumerate(chunks):
-        block_causal(model, chunks[: index + 1], tokens, past)
+        mask(chunks[: index + 1], tokens)
         shape = (1, 4, length, *size)
         x = normal(SEED, index, 0, shape)
         for step, t in enumerate(TIMESTEPS):
@@ -137,12 +139,70 @@ def test_the_stream_equals_one_forward_under_a_mask(
 ) -> None:
     model, engine = converted(patch)
     assert engine.config.timesteps == pytest.approx(TIMESTEPS) and engine.config.window == 21
+    engine = with_changes(engine, changes)
+    past = engine.config.window - engine.config.chunk_latents
+    assert_equal_streams(
+        engine, model, lambda *made: block_causal(model, *made, past), chunks, size
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "chunks", "size"),
+    [
+        ({"sinks": 2, "window": 3}, [3] * 4, (4, 6)),
+        ({"anchors": 2, "anchor_every": 4, "window": 4}, [3] * 6, (4, 6)),
+        (
+            {"sinks": 1, "anchors": 2, "anchor_every": 3, "window": 4, "chunk_latents": 2,
+             "first_chunk_latents": 1},
+            [1, 2, 2, 2, 2, 2, 2],
+            (2, 4),
+        ),
+    ],
+)  # fmt: skip
+def test_sinks_and_anchors_are_seen_as_if_nothing_lay_between(
+    converted: Callable[[int], tuple[WanTransformer3DModel, Engine]],
+    sparse_past: Callable[..., None],
+    changes: dict[str, int],
+    chunks: list[int],
+    size: tuple[int, int],
+) -> None:
+    model, engine = converted(2)
+    engine = with_changes(engine, changes)
+    config = engine.config
+
+    def seen(first: int) -> list[int]:
+        newest = first - (config.window - config.chunk_latents)
+        old = [i for i in range(config.sinks, newest) if i % config.anchor_every == 0]
+        kept = old[max(0, len(old) - config.anchors) :]
+        return [i for i in range(first) if i < config.sinks or i in kept or i >= newest]
+
+    firsts = [sum(chunks[:i]) for i in range(len(chunks))]
+    assert any(len(seen(first)) < first for first in firsts)
+    assert_equal_streams(
+        engine,
+        model,
+        lambda made, tokens: sparse_past(model, made, tokens, list(map(seen, firsts[: len(made)]))),
+        chunks,
+        size,
+    )
+
+
+def with_changes(engine: Engine, changes: dict[str, int]) -> Engine:
     stream = StreamConfig.from_dict(engine.config.to_dict() | changes)
-    engine = replace(engine, folder=replace(engine.folder, stream=stream))
+    return replace(engine, folder=replace(engine.folder, stream=stream))
+
+
+def assert_equal_streams(
+    engine: Engine,
+    model: WanTransformer3DModel,
+    mask: Callable[[list[int], int], None],
+    chunks: list[int],
+    size: tuple[int, int],
+) -> None:
+    """The engine's stream and the oracle's give the same clean latents."""
     session = engine.open(PROMPT, seed=SEED, height=8 * size[0], width=8 * size[1])
-    text = embed(engine.folder.path, PROMPT, stream.max_sequence_length)
-    past = stream.window - stream.chunk_latents
-    expected = oracle(model, block_causal, text, chunks, past, size)
+    text = embed(engine.folder.path, PROMPT, engine.config.max_sequence_length)
+    expected = oracle(model, mask, text, chunks, size)
     for chunk, wanted in zip(islice(session, len(chunks)), expected, strict=True):
         own = session._state.pending
         assert own is not None and own.shape == wanted.shape

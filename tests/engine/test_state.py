@@ -6,6 +6,7 @@ import json
 import pickle
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -72,6 +73,63 @@ def test_a_snapshot_of_a_light_restored_session_is_exact(engine: Engine) -> None
     restored = engine.restore(session.snapshot(light=True))
     again = engine.restore(restored.snapshot())
     assert np.array_equal(frames_of(take(again, 2)), frames_of(take(restored, 2)))
+
+
+ANCHORED = {"window": 4, "sinks": 2, "anchors": 2, "anchor_every": 4}
+
+
+@pytest.fixture(scope="module")
+def anchored(engine: Engine) -> Engine:
+    """The same model with a short window, sinks and anchors."""
+    stream = replace(engine.config, **ANCHORED)
+    return replace(engine, folder=replace(engine.folder, stream=stream))
+
+
+@pytest.mark.parametrize("chunks", [2, 4, 8])
+def test_sinks_and_anchors_go_into_exact_snapshots(anchored: Engine, chunks: int) -> None:
+    session = anchored.open(PROMPT, seed=3)
+    take(session, chunks)
+    snapshot = session.snapshot()
+    assert ("anchors" in load(snapshot)) == (chunks > 2)
+    assert np.array_equal(
+        frames_of(take(anchored.restore(snapshot), 4)), frames_of(take(session, 4))
+    )
+
+
+def test_a_light_snapshot_brings_the_long_memory_back(anchored: Engine) -> None:
+    """The ring of a restored session holds what the next chunk sees, close to what it was."""
+    session = anchored.open(PROMPT, seed=3)
+    take(session, 9)
+    light = session.snapshot(light=True)
+    assert sorted(load(light)) == ["anchors", "recent", "sinks"]
+    restored = anchored.restore(light)
+    take(session, 1), take(restored, 1)
+    ours, theirs = restored._state, session._state
+    assert ours.latent == theirs.latent == 25
+    assert torch.equal(ours.anchors, theirs.anchors)
+    # Anchors and sinks saw other frames when they were first cached.
+    assert (ours.pending - theirs.pending).abs().mean() < 0.1 * theirs.pending.abs().mean()
+    # All that the next chunk sees was computed.
+    ring, layout = ours.ring, ours.ring.layout
+    seen = [layout.slot(frame) for frame in layout.visible(25)]
+    assert all(ring.k[:, seen].abs().amax(dim=(0, 2, 3, 4)) > 0)
+
+
+def test_a_reset_forgets_the_long_memory(anchored: Engine) -> None:
+    session = anchored.open(PROMPT)
+    before = take(session, 8)
+    session.reset()
+    assert np.array_equal(frames_of(take(session, 8)), frames_of(before))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_anchors_that_cannot_be_are_refused(anchored: Engine, frames: int) -> None:
+    session = anchored.open(PROMPT)
+    take(session, 8)
+    wrong = torch.zeros(1, 4, frames, 4, 6)
+    broken = tamper(session.snapshot(), lambda values, tensors: tensors.update(anchors=wrong))
+    with pytest.raises(InputError, match="anchors is of shape"):
+        anchored.restore(broken)
 
 
 def test_a_snapshot_waits_for_the_chunk_in_the_making(
@@ -180,6 +238,7 @@ def test_what_is_no_snapshot_is_refused(
         ({"chunk": 0}, "counts 4 latent frames; wanted 0"),
         ({"chunk": 2**62}, "counts 4 latent frames; wanted"),
         ({"latent": 5}, "counts 5 latent frames; wanted 7"),
+        ({"latent": 2**61}, "latent is 2305843009213693952"),
         ({"latent": 7}, "pending is of shape"),
         ({"light": True}, "counts 4 latent frames; wanted 7"),
         ({"light": True, "latent": 7}, "is of shape"),

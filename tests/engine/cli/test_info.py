@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,16 @@ def test_text_says_the_same_for_people(model: str, capsys: pytest.CaptureFixture
     assert "window 3, sinks 0" in out
     assert "2 at 1000, 500, renoise" in out
     assert "KV ring" in out
+
+
+def test_anchors_are_told_where_there_are_any(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(model, "livereel.json")
+    values = json.loads(recipe.read_text())
+    recipe.write_text(json.dumps({**values, "anchors": 2, "anchor_every": 8}))
+    assert cli.main(["info", model]) == 0
+    assert "sinks 0, anchors 2 (every 8)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], ["--size", "3x3"], ["--size", "big"]])

@@ -1,11 +1,13 @@
-"""The ring's arithmetic against a plain list of everything that ever happened."""
+"""What the ring holds against a plain list of everything that was ever written into it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from livereel.engine.sampling.window import KVRing, WindowLayout
+from livereel.engine.config import StreamConfig
+from livereel.engine.native import Window
+from livereel.engine.sampling.window import KVRing, window_of
 from livereel.engine.types import KV, LayerKV
 
 LAYERS, TOKENS = 2, 3
@@ -19,11 +21,14 @@ def random_kv(generator: torch.Generator, frames: int) -> KV:
 
 @pytest.mark.parametrize("sinks", [0, 1, 4])
 @pytest.mark.parametrize("past", [0, 1, 3, 7])
+@pytest.mark.parametrize("anchors", [0, 2])
 @pytest.mark.parametrize("chunks", [[1] * 12, [1, 3, 3, 3, 3], [2, 5, 1, 5, 4], [3, 3]])
-def test_a_chunk_reads_the_sinks_and_the_newest_frames_in_order(
-    sinks: int, past: int, chunks: list[int]
+def test_a_chunk_reads_sinks_anchors_and_the_newest_frames_in_order(
+    sinks: int, past: int, anchors: int, chunks: list[int]
 ) -> None:
-    layout = WindowLayout(sinks=sinks, window=past + max(chunks), chunk=max(chunks))
+    layout = Window(
+        sinks=sinks, window=past + max(chunks), chunk=max(chunks), anchors=anchors, anchor_every=3
+    )
     ring = KVRing.empty(
         layout, (LAYERS, layout.slots, TOKENS, 1, 2), device=CPU, dtype=torch.float32
     )
@@ -37,7 +42,10 @@ def test_a_chunk_reads_the_sinks_and_the_newest_frames_in_order(
 
     for length in chunks:
         first = len(seen)
-        expected = [i for i in range(first) if i < sinks or i >= first - past]
+        newest = first - past
+        old = [i for i in range(sinks, newest) if i % 3 == 0]
+        kept = old[max(0, len(old) - anchors) :]
+        expected = [i for i in range(first) if i < sinks or i in kept or i >= newest]
         assert layout.visible(first) == expected
         if expected:
             assert_reads(expected)
@@ -51,8 +59,8 @@ def test_a_chunk_reads_the_sinks_and_the_newest_frames_in_order(
             assert_reads(expected)
 
 
-def test_frames_beyond_any_table_have_slots_of_their_own() -> None:
-    layout = WindowLayout(sinks=1, window=5, chunk=2)
-    visible = layout.visible(2**40)
-    assert visible == [0, 2**40 - 3, 2**40 - 2, 2**40 - 1]
-    assert len({layout.slot(frame) for frame in (*visible, 2**40, 2**40 + 1)}) == 6
+def test_the_arithmetic_is_that_of_the_config() -> None:
+    values = {"window": 4, "timesteps": [1000], "sinks": 1, "anchors": 2, "anchor_every": 3}
+    layout = window_of(StreamConfig.from_dict({**values, "chunk_latents": 2}))
+    assert layout.visible(12) == [0, 6, 9, 10, 11]
+    assert layout.slots == 1 + 4 + 2 + 1  # of four frames in a row one or two are anchors
