@@ -9,6 +9,7 @@ marked `gpu` gets real shapes, and the `device` fixture says where they go.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -46,6 +47,29 @@ def _why_not(item: pytest.Item) -> str | None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a test's kernels run: a CUDA device under the `gpu` mark, else the CPU."""
     return torch.device("cuda" if request.node.get_closest_marker("gpu") else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Let memory that torch gives out hold NaN until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def assert_rounded() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Asserts that a result is its fp64 truth, but for fp32 sums and one rounding to its dtype."""
+
+    def check(result: torch.Tensor, truth: torch.Tensor) -> None:
+        assert truth.dtype == torch.float64 and result.shape == truth.shape
+        error = (result.cpu().double() - truth.cpu()).abs()
+        allowed = 0.51 * torch.finfo(result.dtype).eps * truth.cpu().abs() + 1e-5
+        assert bool((error <= allowed).all()), f"off by up to {error.max():.3g}"
+
+    return check
 
 
 def _mend_interpreter() -> None:

@@ -1,0 +1,159 @@
+"""LayerNorm whose gain and bias come from the timestep (AdaLN), in one pass over memory.
+
+Peebles and Xie, "Scalable Diffusion Models with Transformers" (2023).
+
+Shapes: B batch, T latent frames, n tokens a frame, D hidden width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .checks import check_activations, check_device, check_modulation, modulation_strides
+from .compile import Shipped
+from .jit import jit, tl, triton
+from .tuning import Config, configuration
+
+MOST_WIDTH = 16384
+"""A program holds whole rows in registers."""
+
+
+def norm_modulate_reference(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0
+) -> Tensor:
+    """`LayerNorm(x) (base + scale) + shift` in the dtype of `x`, as `norm_modulate`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if scale[..., 0].numel() == 1:  # one timestep for all: they are the norm's own gain and bias
+        gain, bias = (base + scale).flatten(), shift.flatten()
+        if x.device.type == "cpu":  # this kernel takes a half-precision x with fp32 gains as it is
+            return F.layer_norm(x, x.shape[-1:], gain, bias, eps)
+        return F.layer_norm(x.to(wide), x.shape[-1:], gain, bias, eps).to(x.dtype)
+    normed = F.layer_norm(x.to(wide), x.shape[-1:], eps=eps)
+    return torch.addcmul(shift, normed, base + scale).to(x.dtype)
+
+
+@jit
+def _norm_modulate_kernel(
+    p_x: tl.tensor,
+    p_scale: tl.tensor,
+    p_shift: tl.tensor,
+    p_out: tl.tensor,
+    tokens: int,
+    frames: int,
+    scale_batch: int,
+    scale_frame: int,
+    shift_batch: int,
+    shift_frame: int,
+    eps: float,
+    BASE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """A program takes `ROWS` tokens of one frame, so that gains are read once for all of them."""
+    i_frame = tl.program_id(0)
+    i_first = tl.program_id(1) * ROWS
+    i_batch, i_time = i_frame // frames, i_frame % frames
+    i_row, i_col = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    inside = i_col < WIDTH
+    start = (i_frame.to(tl.int64) * tokens + i_first) * WIDTH
+    at = i_row[:, None] * WIDTH + i_col[None, :]
+    mask = (i_first + i_row < tokens)[:, None] & inside[None, :]
+
+    b_x = tl.load(p_x + start + at, mask=mask, other=0.0).to(tl.float32)
+    b_mean = tl.sum(b_x, axis=1) / WIDTH
+    b_x = tl.where(inside[None, :], b_x - b_mean[:, None], 0.0)
+    b_rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / WIDTH + eps)
+
+    p_scale += i_batch.to(tl.int64) * scale_batch + i_time * scale_frame
+    p_shift += i_batch.to(tl.int64) * shift_batch + i_time * shift_frame
+    b_gain = BASE + tl.load(p_scale + i_col, mask=inside, other=0.0)
+    b_shift = tl.load(p_shift + i_col, mask=inside, other=0.0)
+    b_out = b_x * b_rstd[:, None] * b_gain[None, :] + b_shift[None, :]
+    tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op("livereel::norm_modulate", mutates_args=())
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0) -> Tensor:
+    """`LayerNorm(x) (base + scale) + shift` in the dtype of `x`, on CUDA.
+
+    `x` `[B, T, n, D]`, contiguous, bf16, fp16 or fp32; `scale` and `shift` fp32
+    `[B or 1, T or 1, 1, D]`, unit stride over D. With `base` 0, `scale` is an ordinary LayerNorm's
+    weight. Raises `ValueError` for anything else.
+    """
+    check_device("norm_modulate", x, scale, shift)
+    check_activations("norm_modulate", "x", x, "[B, T, n, D]")
+    check_modulation("norm_modulate", "scale", scale, x)
+    check_modulation("norm_modulate", "shift", shift, x)
+    batch, frames, tokens, width = x.shape
+    if width > MOST_WIDTH:
+        raise ValueError(f"norm_modulate takes widths up to {MOST_WIDTH}; got {width}")
+    out = torch.empty_like(x)
+    if x.numel() == 0:
+        return out
+    config = configuration("norm_modulate", f"D{width}", _default(width), x.device)
+    rows = config["rows"]
+    with torch.cuda.device_of(x):
+        _norm_modulate_kernel[(batch * frames, triton.cdiv(tokens, rows))](
+            x,
+            scale,
+            shift,
+            out,
+            tokens,
+            frames,
+            *modulation_strides(scale),
+            *modulation_strides(shift),
+            eps,
+            BASE=base,
+            WIDTH=width,
+            BLOCK=_block(width),
+            ROWS=rows,
+            num_warps=config["num_warps"],
+        )
+    return out
+
+
+@norm_modulate.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _block(width: int) -> int:
+    return 1 << (width - 1).bit_length()
+
+
+def _default(width: int) -> Config:
+    """Some 8,000 values a program, 32 a thread."""
+    rows = max(1, 8192 // _block(width))
+    return {"rows": min(rows, 16), "num_warps": 8}
+
+
+def _shipped(width: int) -> Shipped:
+    config = _default(width)
+    modulation = dict.fromkeys(
+        ("scale_batch", "scale_frame", "shift_batch", "shift_frame"), "i32:16"
+    )
+    pointers = {
+        "p_x": "*bf16:16",
+        "p_scale": "*fp32:16",
+        "p_shift": "*fp32:16",
+        "p_out": "*bf16:16",
+    }
+    return Shipped(
+        name=f"bf16-D{width}",
+        kernel=_norm_modulate_kernel,
+        signature={**pointers, "tokens": "i32", "frames": "i32", **modulation, "eps": "fp32"},
+        constants={
+            "BASE": 1.0,
+            "WIDTH": width,
+            "BLOCK": _block(width),
+            "ROWS": config["rows"],
+        },
+        num_warps=config["num_warps"],
+    )
+
+
+SHIPPED = tuple(_shipped(width) for width in (1536, 3072, 5120))
+"""The widths of Wan 1.3B, 5B and 14B."""
