@@ -100,14 +100,16 @@ class Engine:
         image: Frames | None = None,
         frames: int | None = None,
         fps: float | None = None,
+        pace: bool = False,
         start_frame: int = 0,
     ) -> Session:
         """Open a stream; nothing is computed until it is iterated over.
 
         `steps` of the model's passes are used (all by default). `image`, uint8 `[H, W, 3]` of the
         stream's size, becomes its first frame. The stream ends after `frames`, or never. `fps` is
-        the rate at which frames are due (the model's by default). `start_frame` is the number of
-        the first frame: a stream that goes on where another one ended draws other noise.
+        the rate at which frames are due (the model's by default); with `pace` the session does with
+        less when it falls behind that rate (see `Session`). `start_frame` is the number of the
+        first frame: a stream that goes on where another one ended draws other noise.
 
         Raises `InputError` for a value out of range, or for a model that makes whole clips only.
         """
@@ -134,10 +136,15 @@ class Engine:
             pts=start_frame,
             picture=None if image is None else self._picture(image, width, height),
         )
-        return self._session(state, fps, frames)
+        return self._session(state, fps, frames, pace)
 
     def restore(
-        self, snapshot: bytes, *, frames: int | None = None, fps: float | None = None
+        self,
+        snapshot: bytes,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        pace: bool = False,
     ) -> Session:
         """Go on from `Session.snapshot`, bitwise if it was exact, closely if it was light.
 
@@ -146,7 +153,7 @@ class Engine:
         """
         state, tensors, light = load_state(snapshot, model=self._fingerprint)
         self._size(state.width, state.height)
-        session = self._session(state, fps, frames)
+        session = self._session(state, fps, frames, pace)
         session.adopt(tensors, light=light)
         return session
 
@@ -217,12 +224,16 @@ class Engine:
         diffusers' `vae.decode(...).sample` gives. Raises `InputError` for another shape."""
         return self.runner.vae.decode(self.runner.ready(latents))[0].float()
 
-    def _session(self, state: StreamState, fps: float | None, frames: int | None) -> Session:
+    def _session(
+        self, state: StreamState, fps: float | None, frames: int | None, pace: bool
+    ) -> Session:
         rate = self.config.fps if fps is None else fps
         _check_rate(rate)
         _check_count("frames", frames, 1, MAX_FRAMES)
         model = self._fingerprint
-        return Session(self.runner, self.config, state, model=model, fps=rate, frames=frames)
+        return Session(
+            self.runner, self.config, state, model=model, fps=rate, frames=frames, pace=pace
+        )
 
     @shortage_told()
     @torch.inference_mode()

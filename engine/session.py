@@ -15,6 +15,7 @@ import torch
 from .errors import InputError, ResourceError
 from .layers.pixels import to_uint8
 from .memory import shortage_told
+from .native import Pacer
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
 from .state import fill_state, save_state
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .config import StreamConfig
+    from .native import Pace
     from .runners.torch import TorchRunner
     from .sampling.stream import StreamState
     from .types import KV, Frames
@@ -58,13 +60,13 @@ class _Watch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.seconds = {"text": 0.0, "dit": 0.0, "cache": 0.0, "vae": 0.0, "convert": 0.0}
-        self._last = self._now()
+        self.start = self.last = self._now()
 
     def lap(self, stage: str) -> None:
         """Book the time since the last lap on `stage`."""
         now = self._now()
-        self.seconds[stage] += now - self._last
-        self._last = now
+        self.seconds[stage] += now - self.last
+        self.last = now
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -81,6 +83,11 @@ class Session:
 
     A chunk is made or it is not: when a step raises, as `ResourceError` for want of memory, the
     stream stands where it stood, the controls still wait, and the next step makes that chunk.
+
+    A session that keeps pace does with less while chunks come late: first it skips a recache, then
+    it takes fewer steps, one at a time, then it lowers the rate that its frames are due at, and it
+    comes back the same way. Each chunk's stats say so. Its frames depend on how fast the machine
+    is, where others are the same for the same seed and controls.
     """
 
     def __init__(
@@ -92,12 +99,15 @@ class Session:
         model: str,
         fps: float,
         frames: int | None = None,
+        pace: bool = False,
     ) -> None:
         self._runner = runner
         self._config = config
         self._state = state
         self._sampler = runner.sampler(config, state.width, state.height)
         self._model = model
+        chunk = config.chunk_latents * runner.vae.temporal_factor
+        self._pacer = Pacer(rate=fps, chunk=chunk, adapt=pace)
         self._end = None if frames is None else state.pts + frames
         self._queue: list[_Update] = []
         self._wake = threading.Condition()
@@ -124,8 +134,9 @@ class Session:
         """Change the prompt, the noise or the number of passes from the next chunk on.
 
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
-        the cache (LongLive, 2025). Raises `InputError` at once for a value that cannot be used, and
-        `ResourceError` when `MAX_QUEUE` controls wait already.
+        the cache (LongLive, 2025); a session that keeps pace skips it while it is behind. Raises
+        `InputError` at once for a value that cannot be used, and `ResourceError` when `MAX_QUEUE`
+        controls wait already.
         """
         if prompt is not None:
             check_prompt(prompt)
@@ -269,49 +280,62 @@ class Session:
     def _make(self, state: StreamState, updates: Sequence[_Update]) -> Chunk:
         """The next chunk; `state` becomes what follows it."""
         watch, passes = _Watch(self._runner.device), 0
+        wanted = [update.steps for update in updates if update.steps is not None]
+        pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
         if state.pending is not None:
             passes += self._sampler.remember(state, self._text(state, watch))
             watch.lap("cache")
-        passes += self._apply(state, updates, watch)
+        passes += self._apply(state, updates, watch, recache=pace.optional_work)
         text = self._text(state, watch)
         if state.chunk == 0 and state.picture is not None:
             latents = state.picture
         else:
-            latents = self._sampler.sample(state, text, self._negative)
-            passes += self._sampler.passes(state, self._negative)
+            paced = replace(state, steps=pace.passes)
+            latents = self._sampler.sample(paced, text, self._negative)
+            passes += self._sampler.passes(paced, self._negative)
         self._sampler.keep(state, latents)
         watch.lap("dit")
         decoded, state.caches = self._runner.decode(latents, state.caches)
         watch.lap("vae")
         frames = to_uint8(decoded)
         watch.lap("convert")
-        return self._send(state, frames, watch.seconds, passes, updates)
+        return self._send(state, frames, watch, passes, pace, updates)
 
     def _send(
         self,
         state: StreamState,
         frames: Frames,
-        seconds: dict[str, float],
+        watch: _Watch,
         passes: int,
+        pace: Pace,
         updates: Sequence[_Update],
     ) -> Chunk:
-        index, pts, total = state.index, state.pts, sum(seconds.values())
+        index, pts = state.index, state.pts
         state.index += 1
         state.pts += len(frames)
         if self._end is not None:
             frames = frames[: self._end - pts]
+        timing = self._pacer.end(watch.last, frames=len(frames))
+        recache = not pace.optional_work and any(update.recache for update in updates)
         stats = ChunkStats(
-            **{f"{stage}_s": spent for stage, spent in seconds.items()},
+            **{f"{stage}_s": spent for stage, spent in watch.seconds.items()},
             passes=passes,
             decoder_calls=1,
-            fps=len(frames) / total,
-            deadline_met=total <= len(frames) / self.fps,
+            fps=len(frames) / (watch.last - watch.start),
+            lead_s=timing.lead,
+            deadline_met=timing.lead >= 0,
+            jitter_s=timing.jitter,
+            steps=pace.passes,
+            rate=pace.rate,
+            skipped=("recache",) if recache else (),
         )
         applied = tuple(update.name for update in updates)
         return Chunk(frames=frames, index=index, pts=pts, stats=stats, applied=applied)
 
-    def _apply(self, state: StreamState, updates: Sequence[_Update], watch: _Watch) -> int:
-        """Let controls take hold, in order; gives the passes that took."""
+    def _apply(
+        self, state: StreamState, updates: Sequence[_Update], watch: _Watch, *, recache: bool
+    ) -> int:
+        """Let controls take hold, in order, with or without a recache; gives the passes taken."""
         passes = 0
         for i, update in enumerate(updates):
             if update.reset:
@@ -323,7 +347,8 @@ class Session:
             if update.prompt is not None:
                 state.prompt, state.text = update.prompt, None
             # A later recache or reset would undo this one.
-            if update.recache and not any(u.recache or u.reset for u in updates[i + 1 :]):
+            undone = any(u.recache or u.reset for u in updates[i + 1 :])
+            if recache and update.recache and not undone:
                 passes += self._sampler.rebuild(state, self._text(state, watch))
                 watch.lap("cache")
         return passes

@@ -25,8 +25,16 @@ class ChunkStats:
     `text_s` is zero unless the prompt was encoded for this chunk; `cache_s` is the pass that writes
     clean K/V into the ring; `convert_s` is the way from floats to uint8. `passes` counts forwards
     of the DiT (cache pass included) and `decoder_calls` those of the VAE decoder. `fps` is frames
-    of this chunk over the seconds it took; `deadline_met` says whether it took no longer than it
-    plays.
+    of this chunk over the seconds it took.
+
+    `lead_s` is how long before it was due the chunk was ready, negative when it came late, and
+    `deadline_met` whether it came in time; `jitter_s` is the smoothed change, from chunk to chunk,
+    in the time to spare. A chunk is due when those before it have been played, and not before it
+    has had as long as it plays itself (`csrc/pacer.h` has the rules).
+
+    `steps` is how many of the model's passes the chunk was given, `rate` how many of its frames are
+    due a second, and `skipped` what was left out for want of time ("recache"): a session that keeps
+    pace does with less when it falls behind.
     """
 
     text_s: float
@@ -37,7 +45,12 @@ class ChunkStats:
     passes: int
     decoder_calls: int
     fps: float
+    lead_s: float
     deadline_met: bool
+    jitter_s: float
+    steps: int
+    rate: float
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

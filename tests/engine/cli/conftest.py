@@ -61,7 +61,12 @@ class FakeEngine:
             passes=3,
             decoder_calls=1,
             fps=9,
+            lead_s=0.5,
             deadline_met=True,
+            jitter_s=0,
+            steps=2,
+            rate=16,
+            skipped=(),
         )
         for index, start in enumerate(range(0, total, 4)):
             self.before_chunk(index)

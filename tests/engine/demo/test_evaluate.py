@@ -34,7 +34,12 @@ STATS = ChunkStats(
     passes=1,
     decoder_calls=1,
     fps=100,
+    lead_s=0.5,
     deadline_met=True,
+    jitter_s=0,
+    steps=2,
+    rate=16,
+    skipped=(),
 )
 SMALL: dict[str, Any] = {
     "clips": 6,
