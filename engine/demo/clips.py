@@ -5,7 +5,7 @@ Shapes: B batch, F pixel frames, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, pairwise
 from typing import TypeVar
 
@@ -66,20 +66,31 @@ def render_tile(rng: np.random.Generator, frames: int, side: int) -> Frames:
     return tile
 
 
-def mosaics(seed: int) -> Iterator[Tensor]:
+def turned(rng: np.random.Generator, tile: Frames) -> Frames:
+    """A tile as it is or turned, mirrored, played backwards: 16 tiles from each."""
+    if rng.random() < 0.5:
+        tile = tile.transpose(0, 2, 1, 3)
+    forth_or_back = [slice(None, None, int(step)) for step in rng.choice((1, -1), 3)]
+    return tile[tuple(forth_or_back)]
+
+
+def mosaics(seed: int, drawn: int = 7000) -> Iterator[Tensor]:
     """Endless batches `[B, 3, F, 64, 64]` of four tiles each, every one from a scene of its own.
 
     A clip of one scene says one thing many times over; what an autoencoder needs is variety. Short
-    clips take turns with longer ones, from which it learns to go on.
+    clips take turns with longer ones, from which it learns to go on. `drawn` tiles are drawn at the
+    start and used again, each time `turned` another way.
     """
     rng = np.random.default_rng(seed)
-    for batch, frames in cycle([(8, 5), (5, 9), (8, 5), (3, 17)]):
-        clips = []
-        for _ in range(batch):
-            tiles = [render_tile(rng, frames, 32) for _ in range(4)]
-            rows = [np.concatenate(tiles[i : i + 2], axis=2) for i in (0, 2)]
-            clips.append(np.concatenate(rows, axis=1))
-        yield to_float(np.stack(clips))
+    tiles = np.stack([render_tile(rng, 17, 32) for _ in range(drawn)])
+    for batch, frames in cycle([(12, 5), (7, 9), (12, 5), (4, 17)]):
+        picked = []
+        for i in rng.integers(0, drawn, 4 * batch):
+            first = int(rng.integers(0, 18 - frames))
+            picked.append(turned(rng, tiles[i, first : first + frames]))
+        grid = np.stack(picked).reshape(batch, 2, 2, frames, 32, 32, 3)
+        grid = grid.transpose(0, 3, 1, 4, 2, 5, 6).reshape(batch, frames, 64, 64, 3)
+        yield to_float(grid)
 
 
 def pictures(seed: int) -> Iterator[Tensor]:
@@ -107,23 +118,31 @@ def draw_ahead(source: Callable[[int], Iterator[T]], seed: int, workers: int) ->
     return iter(DataLoader(_Endless(source, seed), batch_size=None, num_workers=workers))
 
 
-def render_story(rng: np.random.Generator) -> tuple[Frames, list[int]]:
-    """A clip of `CHUNKS` and its captions; in four of ten the caption changes at a chunk's edge."""
-    numbers = {caption: i for i, caption in enumerate(scenes.all_captions())}
+def render_story(
+    rng: np.random.Generator, chunks: Sequence[int]
+) -> tuple[Frames, list[scenes.Caption]]:
+    """A clip of chunks of so many latent frames and a caption for each.
+
+    In four of ten longer clips the caption changes at the edge of a chunk.
+    """
     scene = scenes.Scene.sample(random_caption(rng), rng)
-    edges = [0, *(1 + 4 * (sum(CHUNKS[:i]) - 1) for i in range(1, len(CHUNKS) + 1))]
-    cut = int(rng.integers(2, len(CHUNKS))) if rng.random() < 0.4 else None
+    edges = [0, *(1 + 4 * (sum(chunks[:i]) - 1) for i in range(1, len(chunks) + 1))]
+    cut = int(rng.integers(2, len(chunks))) if len(chunks) > 2 and rng.random() < 0.4 else None
     frames, captions = [], []
     for chunk, (start, stop) in enumerate(pairwise(edges)):
         if chunk == cut:
             scene = scene.switch(random_caption(rng), start)
         frames.append(scene.render(start, stop - start))
-        captions.append(numbers[scene.caption])
+        captions.append(scene.caption)
     return np.concatenate(frames), captions
 
 
-def stories(seed: int) -> Iterator[tuple[Frames, list[int]]]:
-    """Endless clips for the DiT, with their captions."""
+def stories(chunks: Sequence[int], batch: int, seed: int) -> Iterator[tuple[Frames, Tensor]]:
+    """Endless batches for the DiT: frames `[B, F, H, W, 3]`, captions `[B, chunks]` as rows of
+    `scenes.all_captions()`."""
     rng = np.random.default_rng(seed)
+    rows = {caption: i for i, caption in enumerate(scenes.all_captions())}
     while True:
-        yield render_story(rng)
+        drawn = [render_story(rng, chunks) for _ in range(batch)]
+        labels = [[rows[caption] for caption in captions] for _, captions in drawn]
+        yield np.stack([frames for frames, _ in drawn]), torch.tensor(labels)

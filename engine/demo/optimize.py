@@ -1,4 +1,9 @@
-"""The optimizer's loop: on the clock, with averaged weights, from checkpoint to checkpoint."""
+"""The optimizer's loop: on the clock, with averaged weights, from checkpoint to checkpoint.
+
+Matrices and convolution kernels move by Muon (Jordan et al., "Muon: An optimizer for hidden layers
+in neural networks", 2024), scaled to Adam's step as in Liu et al., "Muon is Scalable for LLM
+Training" (2025); all else by AdamW. With Muon the demo's VAE knew colors after 200 steps.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,48 @@ class Average:
             mean.lerp_(value.detach(), 1 - decay)
 
 
+class MuonAndAdam:
+    """Muon for the matrices inside a module, AdamW for its gains, biases and small kernels."""
+
+    def __init__(self, module: nn.Module, rate: float) -> None:
+        self.rate = rate
+        self._kernels = [weight for weight in module.parameters() if _is_matrix(weight)]
+        # Muon takes matrices: those of convolutions are views [out, taps * in] of the same memory.
+        self._matrices = [nn.Parameter(_as_matrix(weight.detach())) for weight in self._kernels]
+        others = [weight for weight in module.parameters() if not _is_matrix(weight)]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if self._matrices:
+            muon = torch.optim.Muon(
+                self._matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            )
+            self._optimizers.append(muon)
+        if others:
+            adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+            self._optimizers.append(adam)
+
+    def step(self, share: float) -> None:
+        """One step along the gradients at `share` of the peak rate; drops the gradients."""
+        for matrix, kernel in zip(self._matrices, self._kernels, strict=True):
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad)
+            kernel.grad = None
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    return weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """`[out, ...]` as `[out, n]`; of kernels that lie channels-last in memory, a view."""
+    if weight.ndim > 2:
+        weight = weight.movedim(1, -1)
+    return weight.reshape(len(weight), -1)
+
+
 def run_loop(
     modules: nn.Module,
     loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
@@ -40,25 +87,22 @@ def run_loop(
     decay: float,
     warmup: int = 100,
 ) -> None:
-    """Adam with warm-up and a cosine over the time allowed, clipping at 1, weights averaged.
+    """Muon with warm-up and a cosine over the time allowed, clipping at 1, weights averaged.
 
     The schedule runs on the clock, so that a machine of any speed ends on small steps.
     """
     weights = list(modules.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = MuonAndAdam(modules, rate)
     average = Average(modules, decay)
     start = last_save = last_print = time.monotonic()
     totals: dict[str, float] = {}
     step = since = 0
     while (spent := (time.monotonic() - start) / 60) < minutes:
         cosine = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * spent / minutes))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / warmup) * cosine
         loss, parts = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parts["grad"] = float(nn.utils.clip_grad_norm_(weights, 1.0))
-        optimizer.step()
+        optimizer.step(min(1.0, (step + 1) / warmup) * cosine)
         average.update(modules)
         step, since = step + 1, since + 1
         for name, value in parts.items():

@@ -18,6 +18,8 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from .optimize import load_weights, run_loop, save_weights
 from .pack import pack
 
 VAE_CONFIG: dict[str, Any] = {
-    "base_dim": 32,
+    "base_dim": 16,
     "z_dim": 16,
     "dim_mult": [1, 2, 4],
     "num_res_blocks": 1,
@@ -142,38 +144,43 @@ def train_vae(
 
 @dataclass(frozen=True)
 class Pool:
-    """Normalized latents of many clips, `[clips, C, T, H, W]`, and a caption for each chunk."""
+    """Normalized latents of clips and of single pictures, and captions: rows of all_captions()."""
 
-    latents: Tensor
-    captions: Tensor  # [clips, chunks], rows of scenes.all_captions()
-    mean: Tensor  # [C]
-    std: Tensor  # [C]
+    clips: Tensor  # [clips, C, T, H, W]
+    clip_captions: Tensor  # [clips, chunks]
+    pictures: Tensor  # [pictures, C, 1, H, W]
+    picture_captions: Tensor  # [pictures, 1]
 
 
 @torch.no_grad()
 def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
-    """Draw clips, encode them with the trained VAE and keep the latents for the DiT."""
+    """Draw clips, and four times as many pictures; encode them with the trained VAE for the DiT."""
     vae = WanVAE.from_config(VAE_CONFIG).eval()
     load_weights(vae, run / "vae.safetensors")
     vae = vae.to(machine.device, torch.bfloat16)
     channels_last(vae)
-    latents = torch.empty(clips, VAE_CONFIG["z_dim"], sum(CHUNKS), 16, 16, dtype=torch.bfloat16)
-    captions = torch.empty(clips, len(CHUNKS), dtype=torch.int64)
-    drawn = draw_ahead(stories, seed + 1000, machine.workers)
-    for i in range(clips):
-        frames, labels = next(drawn)
-        clip = to_float(frames[None]).to(machine.device, torch.bfloat16)
-        latents[i] = vae.encode(clip.contiguous(memory_format=torch.channels_last_3d))[0][0]
-        captions[i] = torch.tensor(labels)
-        if i % 200 == 199:
-            print(f"{i + 1} of {clips} clips encoded", flush=True)
-    sample = latents.float()
-    mean = sample.mean(dim=(0, 2, 3, 4))
+    data: dict[str, Tensor] = {}
+    for name, chunks, size, batches in (
+        ("clip", CHUNKS, 4, clips // 4),
+        ("picture", (1,), 32, clips // 8),
+    ):
+        latents, captions = [], []
+        for frames, labels in islice(
+            draw_ahead(partial(stories, chunks, size), seed + 1000, machine.workers), batches
+        ):
+            batch = to_float(frames).to(machine.device, torch.bfloat16)
+            batch = batch.contiguous(memory_format=torch.channels_last_3d)
+            latents.append(vae.encode(batch)[0].cpu().contiguous())
+            captions.append(labels)
+            if len(latents) % 100 == 0:
+                print(f"{len(latents) * size} of {batches * size} {name}s encoded", flush=True)
+        data[f"{name}s"], data[f"{name}_captions"] = torch.cat(latents), torch.cat(captions)
+    sample = data["clips"].float()
+    data["mean"] = sample.mean(dim=(0, 2, 3, 4))
     # A channel that says little must not be blown up to the size of those that say much.
-    std = sample.std(dim=(0, 2, 3, 4)).clamp_min(0.3)
+    data["std"] = sample.std(dim=(0, 2, 3, 4)).clamp_min(0.3)
     path = run / "pool.safetensors"
-    tensors = {"latents": latents, "captions": captions, "mean": mean, "std": std}
-    save_file(tensors, path.with_suffix(".tmp"))
+    save_file(data, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
 
@@ -181,8 +188,9 @@ def load_pool(run: Path) -> Pool:
     """What `encode_pool` wrote, normalized."""
     data = load_file(run / "pool.safetensors")
     column = (1, -1, 1, 1, 1)
-    latents = (data["latents"].float() - data["mean"].view(column)) / data["std"].view(column)
-    return Pool(latents, data["captions"], data["mean"], data["std"])
+    for name in ("clips", "pictures"):
+        data[name] = (data[name].float() - data["mean"].view(column)) / data["std"].view(column)
+    return Pool(data["clips"], data["clip_captions"], data["pictures"], data["picture_captions"])
 
 
 class TextToVideo(nn.Module):
@@ -301,28 +309,33 @@ def own_guess(dit: WanTransformer, clean: Tensor, kv: KV, past: Past | None) -> 
     return x
 
 
+CURRICULUM = ((0.3, 1, 32), (0.75, 2, 12), (1.0, 4, 8))
+"""Up to which share of the time the DiT sees how many chunks, in batches of how many."""
+
+
 def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Machine) -> None:
     """First pictures, then ever longer sequences, in the end on the model's own past."""
     torch.manual_seed(seed)
     pool = load_pool(run)
-    latents = pool.latents.to(machine.device)
     model = TextToVideo()
     path = run / "dit.safetensors"
     if path.exists():
         load_weights(model, path)
     model.to(machine.device)
+    torch._dynamo.config.recompile_limit = 64  # one graph for each length of chunk and past
+    for block in model.transformer.blocks:
+        block.compile(dynamic=False)
     scale = 8 if machine.device.type == "cuda" else 1
     start = time.monotonic()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         share = (time.monotonic() - start) / 60 / minutes
-        chunks = 1 if share < 0.33 else 2 if share < 0.62 else 3 if share < 0.85 else 4
-        size = {1: 32, 2: 12}.get(chunks, 8)
+        _, chunks, size = next(row for row in CURRICULUM if share < row[0] or row[0] == 1.0)
+        latents, captions = pool.clips, pool.clip_captions
+        if chunks == 1:
+            latents, captions = pool.pictures, pool.picture_captions
         rows = torch.randint(len(latents), (scale * size,))
-        rollout = 0.5 if share > 0.6 else 0.0
-        return dit_loss(
-            model, latents[rows.to(latents.device)], pool.captions[rows], chunks, rollout
-        )
+        return dit_loss(model, latents[rows].to(machine.device), captions[rows], chunks, 0.5)
 
     run_loop(
         model, loss_of, minutes=minutes, rate=rate, decay=0.998,
@@ -384,7 +397,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("stage", choices=["vae", "latents", "dit", "pack", "unpack"])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints' folder")
     parser.add_argument("--minutes", type=float, default=40.0, help="how long the stage may take")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw clips")
