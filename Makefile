@@ -18,7 +18,7 @@ NATIVE := $(wildcard csrc/*)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-kernels test-full lint types ctest sanitize bench clean
+.PHONY: help demo test test-kernels test-full lint tidy types ctest sanitize bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -80,11 +80,19 @@ test-kernels: $(VENV)/.installed-dev
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" tests/kernels
 	$(BIN)/pytest -m "compile and not gpu" tests/kernels
 
-lint: $(VENV)/.installed-dev
+lint: tidy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/csrc -name '*.cpp' -o -name '*.h')
 	$(BIN)/lint-imports --no-logo
+
+# clang-tidy on the C++ core, its binding and its tests.
+tidy: $(VENV)/.installed-dev
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLIVEREEL_TESTS=ON \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -S . -B $(BUILD)/tidy > /dev/null
+	find csrc tests/csrc -name '*.cpp' -print0 \
+	  | xargs -0 -P 2 -n 1 $(BIN)/clang-tidy --quiet -p $(BUILD)/tidy
 
 # Types as users see them: on the built wheel, for the oldest and the newest Python.
 types: $(BUILD)/wheel/.built

@@ -70,7 +70,10 @@ void Pacer::judge(double seconds, std::int64_t frames, double reserve, const Pac
     }
     return;
   }
-  if (trial_ > 0 && --trial_ == 0) patience_ = kShortest;
+  if (trial_ > 0) {
+    --trial_;
+    if (trial_ == 0) patience_ = kShortest;
+  }
   const double upper = rate_after(cuts_ == 0 ? 0 : cuts_ - 1);
   easy_ = seconds <= kEasy * static_cast<double>(frames) / upper ? easy_ + 1 : 0;
   if (easy_ >= patience_) {

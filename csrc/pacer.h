@@ -74,7 +74,7 @@ class Pacer {
   void judge(double seconds, std::int64_t frames, double reserve, const Pace& pace);
   bool go_down(const Pace& pace) noexcept;
   bool go_up() noexcept;
-  double rate_after(std::size_t cuts) const noexcept;
+  [[nodiscard]] double rate_after(std::size_t cuts) const noexcept;
 
   double rate_;
   std::int64_t chunk_;

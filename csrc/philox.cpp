@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__FAST_MATH__)
+#ifdef __FAST_MATH__
 #error "philox.cpp must be built without -ffast-math: its numbers are part of the product"
 #endif
 static_assert(FLT_EVAL_METHOD == 0,
@@ -49,7 +49,7 @@ inline float from_bits(std::int32_t bits) {
 inline float natural_log(float u) {
   constexpr std::int32_t kSqrtHalf = 0x3f3504f3;
   const std::int32_t i = bits_of(u) - kSqrtHalf;
-  const float e = static_cast<float>(i >> 23);
+  const auto e = static_cast<float>(i >> 23);
   const float f = from_bits((i & 0x7fffff) + kSqrtHalf) - 1.0F;
   const float s = f / (2.0F + f);
   const float z = s * s;
@@ -99,8 +99,8 @@ void fill_batch(std::uint64_t seed, std::uint64_t chunk, std::uint32_t step, std
   for (std::size_t i = 0; i < kBatch; ++i) {
     std::uint32_t w0 = first + static_cast<std::uint32_t>(i);
     std::uint32_t w1 = step;
-    std::uint32_t w2 = static_cast<std::uint32_t>(chunk);
-    std::uint32_t w3 = static_cast<std::uint32_t>(chunk >> 32);
+    auto w2 = static_cast<std::uint32_t>(chunk);
+    auto w3 = static_cast<std::uint32_t>(chunk >> 32);
     philox(w0, w1, w2, w3, static_cast<std::uint32_t>(seed),
            static_cast<std::uint32_t>(seed >> 32));
     x0[i] = w0;

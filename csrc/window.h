@@ -41,20 +41,20 @@ class Window {
          std::int64_t anchor_every);
 
   // How many latent frames the ring holds.
-  std::int64_t slots() const noexcept;
+  [[nodiscard]] std::int64_t slots() const noexcept;
 
   // Where a frame lies while it is kept, in [0, slots()). Throws std::invalid_argument for a
   // number below 0 or from kMaxFrame on, as do the functions below.
-  std::int64_t slot(std::int64_t frame) const;
+  [[nodiscard]] std::int64_t slot(std::int64_t frame) const;
 
   // The frames that a chunk whose first frame is `first` sees, in the order of time.
-  std::vector<std::int64_t> visible(std::int64_t first) const;
+  [[nodiscard]] std::vector<std::int64_t> visible(std::int64_t first) const;
 
   // The newest `anchors` anchors among the frames from `sinks` up to and without `before`.
-  std::vector<std::int64_t> anchors_before(std::int64_t before) const;
+  [[nodiscard]] std::vector<std::int64_t> anchors_before(std::int64_t before) const;
 
  private:
-  std::int64_t anchors_in(std::int64_t end) const noexcept;
+  [[nodiscard]] std::int64_t anchors_in(std::int64_t end) const noexcept;
 
   std::int64_t sinks_;
   std::int64_t window_;

@@ -31,7 +31,7 @@ void follows_the_layout() {
   const std::uint64_t seed = 0x0123456789abcdefU;
   const std::uint64_t chunk = 0x8000000000000005U;
   const std::uint32_t step = 7;
-  std::vector<float> out(4 * 1000);
+  std::vector<float> out(4000);
   fill_normal(seed, chunk, step, out.data(), out.size());
   for (std::uint32_t block = 0; block < 1000; ++block) {
     const PhiloxCounter counter{block, step, 0x00000005U, 0x80000000U};
@@ -40,7 +40,7 @@ void follows_the_layout() {
       const float u = static_cast<float>(x[2 * pair]) * 0x1p-32F + 0x1p-33F;
       const double r = std::sqrt(-2 * std::log(static_cast<double>(u)));
       const double angle = kTau * 0x1p-32 * x[2 * pair + 1];
-      const float* got = &out[4 * block + 2 * pair];
+      const float* got = &out[std::size_t{4} * block + 2 * pair];
       CHECK(std::fabs(got[0] - r * std::cos(angle)) <= 3e-7 * r);
       CHECK(std::fabs(got[1] - r * std::sin(angle)) <= 3e-7 * r);
     }
@@ -51,7 +51,7 @@ void follows_the_layout() {
 void any_count() {
   std::vector<float> whole(2000);
   fill_normal(1, 2, 3, whole.data(), whole.size());
-  for (std::size_t count : {0U, 1U, 3U, 4U, 255U, 256U, 257U, 1023U, 1999U}) {
+  for (const std::size_t count : {0U, 1U, 3U, 4U, 255U, 256U, 257U, 1023U, 1999U}) {
     std::vector<float> part(count + 1, -99.0F);
     fill_normal(1, 2, 3, part.data(), count);
     CHECK(std::memcmp(part.data(), whole.data(), count * sizeof(float)) == 0);

@@ -15,10 +15,10 @@ using Frames = std::vector<std::int64_t>;
 struct Lengths {
   std::int64_t sinks, window, chunk, anchors, every;
 
-  Window make() const { return Window(sinks, window, chunk, anchors, every); }
+  [[nodiscard]] Window make() const { return {sinks, window, chunk, anchors, every}; }
 
   // What a chunk at `first` sees, from the definition, looking at the frames from `from` on.
-  Frames seen(std::int64_t first, std::int64_t from) const {
+  [[nodiscard]] Frames seen(std::int64_t first, std::int64_t from) const {
     Frames old;
     for (std::int64_t f = from; f < first - (window - chunk); ++f) {
       if (f >= sinks && f % every == 0) old.push_back(f);
