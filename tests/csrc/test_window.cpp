@@ -94,14 +94,14 @@ int main() {
   const Window window(1, 4, 2, 2, 3);
   CHECK((window.anchors_before(10) == Frames{6, 9}));
   CHECK((window.visible(12) == Frames{0, 6, 9, 10, 11}));
-  CHECK(!refused([&] { window.slot(Window::kMaxFrame - 1); }));
-  CHECK(refused([&] { window.slot(Window::kMaxFrame); }));
-  CHECK(refused([&] { window.slot(-1); }));
-  CHECK(refused([&] { window.visible(-1); }));
-  CHECK(refused([] { Window(0, 3, 4, 0, 1); }));
-  CHECK(refused([] { Window(0, 3, 0, 0, 1); }));
-  CHECK(refused([] { Window(-1, 3, 3, 0, 1); }));
-  CHECK(refused([] { Window(0, 3, 3, 1, 0); }));
-  CHECK(refused([] { Window(0, std::int64_t{1} << 40, 3, 0, 1); }));
+  CHECK(!refused([&] { return window.slot(Window::kMaxFrame - 1); }));
+  CHECK(refused([&] { return window.slot(Window::kMaxFrame); }));
+  CHECK(refused([&] { return window.slot(-1); }));
+  CHECK(refused([&] { return window.visible(-1); }));
+  CHECK(refused([] { return Window(0, 3, 4, 0, 1); }));
+  CHECK(refused([] { return Window(0, 3, 0, 0, 1); }));
+  CHECK(refused([] { return Window(-1, 3, 3, 0, 1); }));
+  CHECK(refused([] { return Window(0, 3, 3, 1, 0); }));
+  CHECK(refused([] { return Window(0, std::int64_t{1} << 40, 3, 0, 1); }));
   return 0;
 }
