@@ -61,6 +61,15 @@ void deadlines_and_jitter() {
   CHECK(near(after.lead, 0.25) && near(after.jitter, 1.0 / 16 + (1.0 - 1.0 / 16) / 16));
 }
 
+void a_late_chunk_is_still_played_as_long() {
+  Stream stream;
+  stream.chunk(1);
+  stream.fixed = 1.5;
+  stream.chunk();  // 0.75 s late
+  stream.fixed = 0.5;
+  CHECK(near(stream.chunk(1).lead, 0.25));  // a short one is due when it has been played
+}
+
 void goes_down_rung_by_rung_and_up_again() {
   Stream stream;
   stream.fixed = 2.0;
@@ -106,8 +115,8 @@ void a_lead_is_spent_before_quality() {
 
 void each_failed_rung_is_tried_less_often() {
   Stream stream;
-  stream.pass = 0.2;  // four passes take 0.8 s, three 0.6
-  stream.idle = 0.4;  // no lead that lasts
+  stream.pass = 0.19;  // four passes take 0.76 s, three 0.57
+  stream.idle = 0.8;   // no lead that lasts
   stream.chunk(1);
   std::vector<int> tries;  // the chunks with four passes
   for (int i = 0; i < 300; ++i) {
@@ -124,6 +133,45 @@ void each_failed_rung_is_tried_less_often() {
   stream.pass = 0.05;
   for (int i = 0; i < 140; ++i) stream.chunk();
   CHECK(is(stream.pace, true, 4, 16));
+  // And when that has lasted, the next try comes as soon as the first one did.
+  stream.pass = 0.19;
+  stream.chunk();
+  stream.pass = 0.05;
+  for (int i = 0; i < 4; ++i) {
+    stream.chunk();
+    CHECK(!stream.pace.optional_work);
+  }
+  stream.chunk();
+  CHECK(stream.pace.optional_work);
+}
+
+void a_chunk_just_in_time_is_no_reason_to_go_up() {
+  Stream stream;
+  stream.idle = 0.5;
+  stream.chunk(1);
+  stream.fixed = 1.0;
+  stream.chunk();
+  stream.fixed = 0.82 * kChunk / kRate;
+  for (int i = 0; i < 20; ++i) stream.chunk();
+  CHECK(is(stream.pace, false, 4, 16));
+  for (int i = 0; i < 20; ++i) {  // nor are a few with time to spare, now and then
+    stream.fixed = (i % 4 == 3 ? 0.82 : 0.5) * kChunk / kRate;
+    stream.chunk();
+  }
+  CHECK(is(stream.pace, false, 4, 16));
+  stream.fixed = 0.78 * kChunk / kRate;
+  for (int i = 0; i < 5; ++i) stream.chunk();
+  CHECK(is(stream.pace, true, 4, 16));
+
+  // Nor is time to spare at a lower rate which the higher one would not leave.
+  stream.fixed = 2.0;
+  for (int i = 0; i < 6; ++i) stream.chunk();
+  stream.fixed = 0.7;
+  for (int i = 0; i < 20; ++i) stream.chunk();
+  CHECK(is(stream.pace, false, 1, 12));
+  stream.fixed = 0.59;
+  for (int i = 0; i < 5; ++i) stream.chunk();
+  CHECK(is(stream.pace, false, 1, 16));
 }
 
 void what_is_not_judged() {
@@ -184,7 +232,9 @@ void bad_arguments() {
 
 int main() {
   deadlines_and_jitter();
+  a_late_chunk_is_still_played_as_long();
   goes_down_rung_by_rung_and_up_again();
+  a_chunk_just_in_time_is_no_reason_to_go_up();
   a_lead_is_spent_before_quality();
   each_failed_rung_is_tried_less_often();
   what_is_not_judged();
