@@ -29,7 +29,9 @@ def check_activations(op: str, name: str, x: Tensor, legend: str) -> None:
 
     `legend` names the dims, `[B, T, n, D]`.
     """
-    if x.ndim != len(legend.split(",")) or x.dtype not in FLOATS or not x.is_contiguous():
+    free = "..." in legend  # [..., C]: any dims before
+    fits = free or x.ndim == len(legend.split(","))
+    if not fits or x.dtype not in FLOATS or not x.is_contiguous():
         raise ValueError(
             f"{op} wants {name} contiguous {legend} in bf16, fp16 or fp32; got {describe(x)}"
         )
@@ -42,9 +44,11 @@ def check_like(op: str, name: str, x: Tensor, model: Tensor) -> None:
 
 
 def check_vector(op: str, name: str, x: Tensor, length: int) -> None:
-    """Raise `ValueError` unless `x` is a contiguous fp32 `[length]`."""
-    if x.shape != (length,) or x.dtype != torch.float32 or not x.is_contiguous():
-        raise ValueError(f"{op} wants {name} contiguous fp32 [{length}]; got {describe(x)}")
+    """Raise `ValueError` unless `x` is a contiguous `[length]`, a float of at most 32 bits."""
+    if x.shape != (length,) or x.dtype not in FLOATS or not x.is_contiguous():
+        raise ValueError(
+            f"{op} wants {name} contiguous [{length}] in bf16, fp16 or fp32; got {describe(x)}"
+        )
 
 
 def check_modulation(op: str, name: str, m: Tensor, x: Tensor) -> None:

@@ -7,17 +7,23 @@ Shapes: B batch, T latent frames, n tokens a frame, D hidden width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_activations, check_device, check_modulation, modulation_strides
 from .compile import Shipped
+from .functions import parts
 from .jit import jit, tl, triton
-from .tuning import Config, configuration
+from .tuning import Config, Tunable, configuration
 
 MOST_WIDTH = 16384
 """A program holds whole rows in registers."""
+
+_WIDTHS = (1536, 3072, 5120)
+"""Those of Wan 1.3B, 5B and 14B."""
 
 
 def norm_modulate_reference(
@@ -53,26 +59,40 @@ def _norm_modulate_kernel(
     ROWS: tl.constexpr,
 ) -> None:
     """A program takes `ROWS` tokens of one frame, so that gains are read once for all of them."""
+    PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     i_frame = tl.program_id(0)
     i_first = tl.program_id(1) * ROWS
     i_batch, i_time = i_frame // frames, i_frame % frames
     i_row, i_col = tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    inside = i_col < WIDTH
-    start = (i_frame.to(tl.int64) * tokens + i_first) * WIDTH
     at = i_row[:, None] * WIDTH + i_col[None, :]
-    mask = (i_first + i_row < tokens)[:, None] & inside[None, :]
-
-    b_x = tl.load(p_x + start + at, mask=mask, other=0.0).to(tl.float32)
-    b_mean = tl.sum(b_x, axis=1) / WIDTH
-    b_x = tl.where(inside[None, :], b_x - b_mean[:, None], 0.0)
-    b_rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / WIDTH + eps)
-
+    inside = i_col < WIDTH
+    mask = (i_first + i_row < tokens)[:, None]
+    if PARTS * BLOCK != WIDTH:
+        mask = mask & inside[None, :]
+    start = (i_frame.to(tl.int64) * tokens + i_first) * WIDTH
+    p_x += start
+    p_out += start
     p_scale += i_batch.to(tl.int64) * scale_batch + i_time * scale_frame
     p_shift += i_batch.to(tl.int64) * shift_batch + i_time * shift_frame
-    b_gain = BASE + tl.load(p_scale + i_col, mask=inside, other=0.0)
-    b_shift = tl.load(p_shift + i_col, mask=inside, other=0.0)
-    b_out = b_x * b_rstd[:, None] * b_gain[None, :] + b_shift[None, :]
-    tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
+
+    b_parts = tl.tuple(())
+    b_sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in tl.static_range(PARTS):
+        b_x = tl.load(p_x + at + i * BLOCK, mask=mask, other=0.0).to(tl.float32)
+        b_parts += (b_x,)
+        b_sums += b_x
+    b_mean = tl.sum(b_sums, axis=1) / WIDTH
+    b_squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in tl.static_range(PARTS):
+        b_x = b_parts[i] - b_mean[:, None]
+        b_squares += tl.where(inside[None, :], b_x * b_x, 0.0)
+    b_rstd = tl.rsqrt(tl.sum(b_squares, axis=1) / WIDTH + eps)
+    for i in tl.static_range(PARTS):
+        b_gain = BASE + tl.load(p_scale + i * BLOCK + i_col, mask=inside, other=0.0)
+        b_shift = tl.load(p_shift + i * BLOCK + i_col, mask=inside, other=0.0)
+        b_x = (b_parts[i] - b_mean[:, None]) * b_rstd[:, None]
+        b_out = b_x * b_gain[None, :] + b_shift[None, :]
+        tl.store(p_out + at + i * BLOCK, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("livereel::norm_modulate", mutates_args=())
@@ -108,7 +128,7 @@ def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: flo
             eps,
             BASE=base,
             WIDTH=width,
-            BLOCK=_block(width),
+            BLOCK=parts(width)[0],
             ROWS=rows,
             num_warps=config["num_warps"],
         )
@@ -120,14 +140,10 @@ def _(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0) ->
     return torch.empty_like(x)
 
 
-def _block(width: int) -> int:
-    return 1 << (width - 1).bit_length()
-
-
 def _default(width: int) -> Config:
-    """Some 8,000 values a program, 32 a thread."""
-    rows = max(1, 8192 // _block(width))
-    return {"rows": min(rows, 16), "num_warps": 8}
+    """As many rows as share gains well and stay in registers, some 48 values a thread."""
+    rows = min(16, max(1, 2048 // parts(width)[0]))
+    return {"rows": rows, "num_warps": 8 if rows * width > 8192 else 4}
 
 
 def _shipped(width: int) -> Shipped:
@@ -148,12 +164,26 @@ def _shipped(width: int) -> Shipped:
         constants={
             "BASE": 1.0,
             "WIDTH": width,
-            "BLOCK": _block(width),
+            "BLOCK": parts(width)[0],
             "ROWS": config["rows"],
         },
         num_warps=config["num_warps"],
     )
 
 
-SHIPPED = tuple(_shipped(width) for width in (1536, 3072, 5120))
-"""The widths of Wan 1.3B, 5B and 14B."""
+SHIPPED = tuple(_shipped(width) for width in _WIDTHS)
+
+
+def _tunable(width: int) -> Tunable:
+    def prepare(device: torch.device) -> Callable[[], Tensor]:
+        x = torch.randn(1, 3, 1560, width, device=device).bfloat16()
+        shift, scale = torch.randn(2, 1, 1, 1, width, device=device)
+        return lambda: norm_modulate(x, scale, shift, 1e-6)
+
+    candidates = tuple(
+        {"rows": rows, "num_warps": warps} for rows in (1, 2, 4, 8) for warps in (2, 4, 8, 16)
+    )
+    return Tunable(op="norm_modulate", key=f"D{width}", candidates=candidates, prepare=prepare)
+
+
+TUNABLE = tuple(_tunable(width) for width in _WIDTHS)
