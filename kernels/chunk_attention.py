@@ -16,7 +16,7 @@ width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from .checks import check_device, describe
 from .compile import Shipped
 from .jit import jit, tl, triton
 from .qk_norm_rope import rotate_pairs, time_pairs, time_rotations
-from .tuning import Config, configuration
+from .tuning import Config, Tunable, configuration
 
 WIDTHS = (64, 128)
 
@@ -118,11 +118,20 @@ def chunk_attention_reference(
 def _attended(
     b_q: tl.tensor, k_rows: tl.tensor_descriptor, v_rows: tl.tensor_descriptor, row: int, stop: int,
     b_most: tl.tensor, b_sum: tl.tensor, b_acc: tl.tensor, scale: float, BN: tl.constexpr,
+    BRANCH: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """One step of the online softmax: keys and values in `[row, min(row + BN, stop))`."""
+    """One step of the online softmax: keys and values in `[row, min(row + BN, stop))`.
+
+    Only a run's last block has rows to mask; a branch spares the others that, but the compiler
+    cannot specialize warps around it.
+    """
     b_k = k_rows.load([row, 0])
     b_scores = tl.dot(b_q, b_k.T, input_precision="tf32x3")
-    b_scores = tl.where((row + tl.arange(0, BN))[None, :] < stop, b_scores, float("-inf"))
+    if BRANCH:
+        if stop - row < BN:
+            b_scores = tl.where((row + tl.arange(0, BN))[None, :] < stop, b_scores, float("-inf"))
+    else:
+        b_scores = tl.where((row + tl.arange(0, BN))[None, :] < stop, b_scores, float("-inf"))
     b_new = tl.maximum(b_most, tl.max(b_scores, 1) * scale)
     b_weights = tl.math.exp2(b_scores * scale - b_new[:, None])
     b_fade = tl.math.exp2(b_most - b_new)
@@ -175,7 +184,7 @@ def _chunk_attention_kernel(
         stop = row + tl.load(p_runs + i_table * 2 + 1) * tokens
         for i_row in tl.range(row, stop, BN, num_stages=STAGES, warp_specialize=True):
             b_most, b_sum, b_acc = _attended(
-                b_q, k_rows, v_rows, i_row, stop, b_most, b_sum, b_acc, scale, BN
+                b_q, k_rows, v_rows, i_row, stop, b_most, b_sum, b_acc, scale, BN, not SPECIALIZE
             )
     else:
         for i_run in tl.range(0, RUNS):
@@ -186,10 +195,20 @@ def _chunk_attention_kernel(
             stop = row + tl.load(p_runs + (i_table + i_run) * 2 + 1) * tokens
             for i_row in tl.range(row, stop, BN, num_stages=STAGES):
                 b_most, b_sum, b_acc = _attended(
-                    b_q, k_rows, v_rows, i_row, stop, b_most, b_sum, b_acc, scale, BN
+                    b_q,
+                    k_rows,
+                    v_rows,
+                    i_row,
+                    stop,
+                    b_most,
+                    b_sum,
+                    b_acc,
+                    scale,
+                    BN,
+                    not SPECIALIZE,
                 )
 
-    b_out = b_acc / tl.where(b_sum > 0, b_sum, 1.0)[:, None]
+    b_out = b_acc * (1.0 / tl.where(b_sum > 0, b_sum, 1.0))[:, None]
     at = i_q + tl.arange(0, BM)
     p_out += i_b * queries * h * D + i_h * D
     p_out += at[:, None] * (h * D) + tl.arange(0, D)[None, :]
@@ -218,8 +237,7 @@ def chunk_attention(
     out = torch.empty_like(q)
     first = n_q - (groups - 1) * block
     plain = width == 1 and shifts is None
-    key = f"D{d}_H{b * h}_N{n_q}" + ("" if plain else "_runs")
-    config = configuration("chunk_attention", key, _default(q, n_q), q.device)
+    config = configuration("chunk_attention", _key(q, plain), _default(q, n_q), q.device)
     rows = config["rows"]
     tiles = triton.cdiv(first, rows) + (groups - 1) * triton.cdiv(block, rows)
     with torch.cuda.device_of(q):
@@ -248,6 +266,10 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 def _scale(head_dim: int) -> float:
     """What scores are multiplied by before powers of two are taken of them."""
     return math.log2(math.e) / math.sqrt(head_dim)
+
+
+def _key(q: Tensor, plain: bool) -> str:
+    return f"D{q.shape[3]}_H{q.shape[0] * q.shape[2]}_N{q.shape[1]}" + ("" if plain else "_runs")
 
 
 def _default(q: Tensor, queries: int) -> Config:
@@ -337,3 +359,27 @@ def _shipped_all() -> Iterator[Shipped]:
 
 
 SHIPPED = tuple(_shipped_all())
+
+
+def _tunable(h: int, tokens: int, sinks: int) -> Tunable:
+    """A chunk of three frames in a full window of 12, behind `sinks` sinks."""
+
+    def prepare(device: torch.device) -> Callable[[], Tensor]:
+        q = torch.randn(1, 3 * tokens, h, 128, device=device).bfloat16()
+        k, v = torch.randn(2, 1, sinks + 12, tokens, h, 128, device=device).bfloat16()
+        runs = [Run(0, sinks, 100), Run(sinks, 12)] if sinks else [Run(0, 12)]
+        tables = [table.to(device) for table in run_tables([[runs]], time_pairs(128))]
+        shifts = tables[1] if sinks else None
+        return lambda: chunk_attention(q, k, v, tables[0], shifts, 3 * tokens)
+
+    key = f"D128_H{h}_N{3 * tokens}" + ("_runs" if sinks else "")
+    candidates = [_WIDE, _NARROW, _LEAN, _config(128, 128, 8, 3), _config(64, 128, 4, 2)]
+    candidates += [_config(64, 64, 4, 2), _config(128, 64, 4, 3), _config(128, 64, 8, 4)]
+    if not sinks:
+        candidates += [_SPECIALIZED, _config(128, 64, 4, 3, 1), _config(64, 128, 4, 2, 1)]
+    return Tunable(op="chunk_attention", key=key, candidates=tuple(candidates), prepare=prepare)
+
+
+TUNABLE = tuple(
+    _tunable(h, tokens, sinks) for h in (12, 40) for tokens in (1560, 3600) for sinks in (0, 3)
+)

@@ -171,6 +171,15 @@ def test_equals_the_reference_in_fp64(
     torch.testing.assert_close(out.double(), truth, rtol=CLOSE[dtype], atol=CLOSE[dtype])
 
 
+@pytest.mark.interpreter
+def test_the_loop_for_specialized_warps_gives_the_same() -> None:
+    x = Inputs.random(PLAIN, 5, 7, 7, 7, 2, 64, shifted=False, dtype=torch.float32)
+    with forced("chunk_attention", SMALL | {"specialize": 1}):
+        out = chunk_attention(*x.arguments())
+    truth = chunk_attention_reference(*x.wide())
+    torch.testing.assert_close(out.double(), truth, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [64, 128])
 @pytest.mark.parametrize("specialize", [0, 1])
