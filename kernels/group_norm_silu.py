@@ -170,7 +170,7 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
         return out
     stats = group_statistics(x, groups, eps)
     pixels = x.numel() // (batch * channels)
-    default = apply_default(channels)
+    default = _apply_default(channels)
     config = configuration("group_norm_silu", f"C{channels}", default, x.device)
     grid = (triton.cdiv(pixels, config["rows"]), batch, triton.cdiv(channels, config["block"]))
     with torch.cuda.device_of(x):
@@ -248,7 +248,7 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> Tensor:
     return stats
 
 
-def apply_default(channels: int) -> Config:
+def _apply_default(channels: int) -> Config:
     """Some 4,000 values a program, 32 a thread."""
     block = min(512, parts(channels)[0])
     return {"block": block, "rows": max(1, 4096 // block), "num_warps": 4}
@@ -268,7 +268,7 @@ def _combine_tile(width: int) -> tuple[int, int]:
 
 def _shipped(channels: int, groups: int = 32) -> tuple[Shipped, ...]:
     width = channels // groups
-    statistics, apply = _statistics_default(channels), apply_default(channels)
+    statistics, apply = _statistics_default(channels), _apply_default(channels)
     sizes = {"CHANNELS": channels, "WIDTH": width}
     moments = Shipped(
         name=f"moments-bf16-C{channels}",
