@@ -6,6 +6,7 @@ Shapes: B batch, F pixel frames, H W space.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import cycle, pairwise
 from typing import TypeVar
 
@@ -99,6 +100,21 @@ def pictures(seed: int) -> Iterator[Tensor]:
     whole = (0, 0, scenes.GRID, scenes.GRID)
     for batch, frames in cycle([(2, 9), (1, 21)]):
         yield to_float(np.stack([render_clip(rng, frames, whole, 0.2) for _ in range(batch)]))
+
+
+def near(seed: int) -> Iterator[Tensor]:
+    """Endless batches `[B, 3, F, 64, 64]` of windows with the object about their middle."""
+    rng = np.random.default_rng(seed)
+    middle, side = scenes.GRID // 2, 64
+    for batch, frames in cycle([(8, 9), (4, 17)]):
+        clips = []
+        for _ in range(batch):
+            scene = scenes.Scene.sample(random_caption(rng), rng)
+            x, y = (float(v) for v in middle + rng.uniform(-24, 24, 2))
+            first = -int(rng.integers(frames))  # it is there at some frame of the clip
+            window = (middle - side // 2, middle - side // 2, side, side)
+            clips.append(replace(scene, center=(x, y)).render(first, frames, crop=window))
+        yield to_float(np.stack(clips))
 
 
 class _Endless(IterableDataset[T]):

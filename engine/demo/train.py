@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -37,7 +37,7 @@ from ..sampling.schedule import linspace
 from ..text.vocabulary import build_tokenizer
 from ..types import KV, LayerKV, Past
 from . import scenes
-from .clips import CHUNKS, draw_ahead, mosaics, pictures, stories, to_float, words
+from .clips import CHUNKS, draw_ahead, mosaics, near, pictures, stories, to_float, words
 from .optimize import load_weights, run_loop, save_weights
 from .pack import pack
 
@@ -95,17 +95,29 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(a, b).clamp_min(1e-12)))
 
 
+def noised(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """A latent with the encoder's own noise; half the samples carry more.
+
+    For the DiT will never hit a latent exactly, and the decoder must forgive it.
+    """
+    extra = 0.15 * torch.rand(len(mean), 1, 1, 1, 1, device=mean.device)
+    extra = extra * (torch.rand_like(extra) < 0.5)
+    spread = (log_variance.exp() + extra.square()).sqrt()
+    return mean + spread * torch.randn_like(mean)
+
+
+def encoded(vae: WanVAE, clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of a clip's latent, fp32."""
+    moments, _ = vae.moments(clip)
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    return mean, log_variance.clamp(-8.0, 4.0)
+
+
 def vae_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Reconstruction through a noisy latent, and a light pull of the latent to a unit normal."""
     with torch.autocast(clip.device.type, torch.bfloat16):
-        moments, _ = vae.moments(clip)
-        mean, log_variance = moments.float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-8.0, 4.0)
-        # The DiT will never hit the latent exactly: half the clips carry more noise than theirs.
-        extra = 0.15 * torch.rand(len(clip), 1, 1, 1, 1, device=clip.device)
-        extra = extra * (torch.rand_like(extra) < 0.5)
-        spread = ((0.5 * log_variance).exp().square() + extra.square()).sqrt()
-        out, _ = vae.decode(mean + spread * torch.randn_like(mean))
+        mean, log_variance = encoded(vae, clip)
+        out, _ = vae.decode(noised(mean, log_variance))
     out = out.float()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     l1, mse = (out - clip).abs().mean(), F.mse_loss(out, clip)
@@ -114,32 +126,57 @@ def vae_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
     return loss, parts
 
 
+def decoder_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Reconstruction alone, the encoder as it is; edges weigh more than in `vae_loss`."""
+    with torch.autocast(clip.device.type, torch.bfloat16):
+        with torch.no_grad():
+            latent = noised(*encoded(vae, clip))
+        out, _ = vae.decode(latent)
+    out = out.float()
+    loss = (out - clip).abs().mean() + 10 * F.mse_loss(out, clip)
+    return loss, {"loss": float(loss.detach()), "psnr": psnr(out.detach(), clip)}
+
+
+def read_vae(run: Path, machine: Machine) -> WanVAE:
+    """The run's VAE as far as it is trained."""
+    vae = WanVAE.from_config(VAE_CONFIG)
+    if (path := run / "vae.safetensors").exists():
+        load_weights(vae, path)
+    vae.to(machine.device)
+    channels_last(vae)
+    return vae
+
+
+def improve_vae(
+    run: Path,
+    loss_on: Callable[[WanVAE, Tensor], tuple[Tensor, dict[str, float]]],
+    source: Callable[[int], Iterator[Tensor]],
+    *, minutes: float, rate: float, seed: int, machine: Machine,
+) -> None:  # fmt: skip
+    """Train the run's VAE on what `source` draws."""
+    torch.manual_seed(seed)
+    vae = read_vae(run, machine)
+    clips = draw_ahead(source, seed, machine.workers)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        clip = next(clips).to(machine.device)
+        return loss_on(vae, clip.contiguous(memory_format=torch.channels_last_3d))
+
+    run_loop(
+        vae, loss_of, minutes=minutes, rate=rate, decay=0.998,
+        save=lambda average: save_weights(average, run / "vae.safetensors"),
+    )  # fmt: skip
+
+
 def train_vae(
     run: Path, *, minutes: float, rate: float, seed: int, full_share: float, machine: Machine
 ) -> None:
     """Train on mosaics of tiles, then for the last `full_share` of the time on whole pictures."""
-    torch.manual_seed(seed)
-    vae = WanVAE.from_config(VAE_CONFIG)
-    path = run / "vae.safetensors"
-    if path.exists():
-        load_weights(vae, path)
-    vae.to(machine.device)
-    channels_last(vae)
-    for source, share, stage_rate in (
-        (mosaics, minutes * (1 - full_share), rate),
-        (pictures, minutes * full_share, rate / 4),
-    ):
-        clips = draw_ahead(source, seed, machine.workers)
-
-        def loss_of(step: int, clips: Iterator[Tensor] = clips) -> tuple[Tensor, dict[str, float]]:
-            clip = next(clips).to(machine.device)
-            return vae_loss(vae, clip.contiguous(memory_format=torch.channels_last_3d))
-
-        run_loop(
-            vae, loss_of, minutes=share, rate=stage_rate, decay=0.998,
-            save=lambda average: save_weights(average, path),
+    for source, share, peak in ((mosaics, 1 - full_share, rate), (pictures, full_share, rate / 4)):
+        improve_vae(
+            run, vae_loss, source,
+            minutes=minutes * share, rate=peak, seed=seed, machine=machine,
         )  # fmt: skip
-        load_weights(vae, path)
 
 
 @dataclass(frozen=True)
@@ -155,10 +192,7 @@ class Pool:
 @torch.no_grad()
 def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
     """Draw clips, and four times as many pictures; encode them with the trained VAE for the DiT."""
-    vae = WanVAE.from_config(VAE_CONFIG).eval()
-    load_weights(vae, run / "vae.safetensors")
-    vae = vae.to(machine.device, torch.bfloat16)
-    channels_last(vae)
+    vae = read_vae(run, machine).to(torch.bfloat16)
     data: dict[str, Tensor] = {}
     for name, chunks, size, batches in (
         ("clip", CHUNKS, 4, clips // 4),
@@ -394,7 +428,7 @@ def read_model(run: Path, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run one stage of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("stage", choices=["vae", "latents", "dit", "pack", "unpack"])
+    parser.add_argument("stage", choices=["vae", "decoder", "latents", "dit", "pack", "unpack"])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="checkpoints' folder")
     parser.add_argument("--minutes", type=float, default=40.0, help="how long the stage may take")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
@@ -414,6 +448,8 @@ def main(argv: list[str] | None = None) -> None:
         train_vae(
             args.run, minutes=args.minutes, rate=args.rate, full_share=args.full_share, **common
         )
+    elif args.stage == "decoder":
+        improve_vae(args.run, decoder_loss, near, minutes=args.minutes, rate=args.rate, **common)
     elif args.stage == "latents":
         encode_pool(args.run, clips=args.clips, **common)
     elif args.stage == "dit":
