@@ -172,7 +172,7 @@ def _key(t: int, s: int, d: int) -> str:
 
 
 def _default(t: int, s: int, d: int) -> Config:
-    """Some 32 elements of the keys a thread; the next pixel's loads go ahead where there is room."""
+    """Some 32 elements of the keys a thread; one pixel is loaded ahead where there is room."""
     blocks = _blocks(t, s, d)
     elements = max(blocks["BT"], blocks["BS"]) * blocks["BD"]
     warps = max(1, min(8, elements // 1024))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from livereel.engine.layers.motion_module import MotionModule, TemporalAttention
 from livereel.kernels.temporal_attention import (
     MASKS,
     temporal_attention,
@@ -147,3 +149,37 @@ def test_refuses_what_it_cannot_run() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             temporal_attention(**{"q": q, "k": k, "v": v, **changed})
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the project's own ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "livereel":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "road",
+    [pytest.param("reference"), pytest.param("op", marks=pytest.mark.interpreter),
+     pytest.param("op", marks=pytest.mark.gpu)],
+)  # fmt: skip
+@torch.inference_mode()
+def test_motion_modules_take_the_road_they_are_given(road: Any, device: torch.device) -> None:
+    torch.manual_seed(0)
+    module = MotionModule(16, heads=2, groups=2, places=6).to(device)
+    state = module.start(1, 1, 2, window=3, sinks=1)
+    x = torch.randn(1, 16, 2, 1, 2, device=device)
+    wanted, _ = module.stream(x, state)
+    for layer in module.modules():
+        if isinstance(layer, TemporalAttention):
+            layer.road = road
+    with Recorded() as ran:
+        out, _ = module.stream(x, state)
+    assert ran.names == (["temporal_attention"] * 2 if road == "op" else [])
+    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
