@@ -1,0 +1,322 @@
+"""Causal 3D convolution for video VAEs, channels last, with its past as an input and an output.
+
+An implicit matrix product: nothing is gathered, concatenated or padded in memory. A launch reads
+its input and, for the frames before it, a cache; adds a bias and a residual; can apply the channel
+RMS norm and SiLU that the next convolution wants; and writes the frames that the next call's cache
+holds.
+
+**Memory.** Activations are `[B, T, H, W, C]`, or with a *gutter* `[B, T, H, W + 1, C]`: behind each
+row one column of zeros, which is the border to the right of that row and to the left of the next.
+Then each tap of the convolution is an unbroken run of pixels, which Hopper's tensor memory
+accelerator loads by itself: no mask, no address per pixel; above and below a frame it reads zeros.
+The op keeps the gutter zero in what it writes, and ops that work on single pixels and map zero to
+zero (`rms_norm_silu`) keep it, too. `add_gutter` makes one; `x[..., :-1, :]` is the picture
+without.
+
+**A whole Wan decoder.** Its residual blocks are norm, SiLU, conv, norm, SiLU, conv, plus shortcut.
+Each norm with its SiLU belongs to the launch before it, so that a block is two launches (three
+where channels change) and no norm reads or writes memory of its own. `a` is `silu(norm(x))`::
+
+    h, cache_1: causal_conv3d(a, cache_1, conv1, gain=norm2.gamma, keep_y=False)
+    shortcut:   x, or causal_conv3d(x, None, conv_shortcut)
+    x, a, cache_2: causal_conv3d(h, cache_2, conv2, residual=shortcut, gain=<the next norm1.gamma>)
+
+The caches are those of the model (the last two frames that each convolution read, after norm and
+SiLU), in the same order. `conv_in` and `upsample2x_conv` take the gain of the first norm behind
+them; `norm_out` is the gain of the last block's second convolution. Before attention, upsampling
+and the end of a level there is no such norm, and no gain is given. `Upsample.time_conv` makes two
+frames of each: `frames_out=2` writes the halves of its channels as successive frames. A stream's
+first frame goes round that (slice it off: frames may be strided); with no cache yet, the past is
+zeros, and whatever else a model wants there (CogVideoX repeats the first frame) can be passed as a
+cache with a stride of 0.
+
+Where a block of output channels cannot hold all of them (more than 192), the norm is a launch of
+`rms_norm_silu`.
+
+Shapes: B batch, T frames, H W space, C channels in, C' out; k_t k_h k_w the kernel; T' H' W' the
+output's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .compile import Shipped
+from .conv_call import ConvCall, conv_config
+from .conv_tile import finish, scratch, sum_pixels, sum_runs
+from .jit import jit, tl, triton
+from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
+from .tuning import Config, Tunable, configuration
+
+
+def add_gutter(x: Tensor) -> Tensor:
+    """`[..., W, C]` with a column of zeros behind each row, `[..., W + 1, C]`."""
+    return F.pad(x, (0, 0, 0, 1))
+
+
+def causal_conv3d_reference(
+    x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None = None,
+    residual: Tensor | None = None, gain: Tensor | None = None, stride_t: int = 1, stride: int = 1,
+    frames_out: int = 1, gutter: bool = False, keep_y: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `causal_conv3d` does, in plain torch and the dtype of `x`."""
+    history = weight.shape[2] - stride_t
+    seen = torch.cat([_past(x, cache, history), x], dim=1)
+    kept = seen[:, seen.shape[1] - history :].clone()
+    z = (seen[..., :-1, :] if gutter else seen).permute(0, 4, 1, 2, 3)
+    over_h, over_w = weight.shape[3] // 2, weight.shape[4] // 2
+    before = (over_w, over_h) if stride == 1 else (0, 0)
+    z = F.pad(z, (before[0], over_w, before[1], over_h))
+    y = F.conv3d(z, weight, bias, (stride_t, stride, stride)).permute(0, 2, 3, 4, 1)
+    y = y.unflatten(4, (frames_out, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+    if gutter:
+        y = add_gutter(y)
+    if residual is not None:
+        y = y + residual
+    none = x.new_empty(0)
+    activated = none if gain is None else rms_norm_silu_reference(y, gain)
+    return y.contiguous() if keep_y else none, activated, kept
+
+
+@jit
+def _causal_conv3d_kernel(
+    p_x: tl.tensor, p_cache: tl.tensor, p_weight: tl.tensor, p_bias: tl.tensor,
+    p_residual: tl.tensor, p_gain: tl.tensor, p_y: tl.tensor, p_activated: tl.tensor,
+    p_kept: tl.tensor, T: int, H: int, W: int, H_out: int, W_out: int, x_batch: int, x_frame: int,
+    cache_batch: int, cache_frame: int, kept_frame: int, y_frame: int,
+    C_IN: tl.constexpr, C_OUT: tl.constexpr, K_T: tl.constexpr, K_H: tl.constexpr,
+    K_W: tl.constexpr, STRIDE_T: tl.constexpr, STRIDE: tl.constexpr, FRAMES_OUT: tl.constexpr,
+    GUTTER: tl.constexpr, FRAMES: tl.constexpr, B_M: tl.constexpr, B_N: tl.constexpr,
+    B_REST: tl.constexpr, B_K: tl.constexpr, TMA: tl.constexpr,
+) -> None:  # fmt: skip
+    """A program takes `B_M` pixels of `FRAMES` output frames and a block of channels.
+
+    Programs that differ only in their channels are neighbors, so that they share their input in
+    the cache. `T` counts output frames before `FRAMES_OUT` are made of each.
+    """
+    HISTORY: tl.constexpr = K_T - STRIDE_T
+    PAD_H: tl.constexpr = K_H // 2 if STRIDE == 1 else 0
+    PAD_W: tl.constexpr = K_W // 2 if STRIDE == 1 else 0
+    PARTS: tl.constexpr = 2 if B_REST > 0 else 1
+    C: tl.constexpr = C_OUT // FRAMES_OUT
+    BLOCKS: tl.constexpr = (C + B_N + B_REST - 1) // (B_N + B_REST)
+    EVEN: tl.constexpr = C_IN % B_K == 0 and C % (B_N + B_REST) == 0
+    i_block = tl.program_id(0) % (FRAMES_OUT * BLOCKS)
+    i_group = i_block // BLOCKS
+    i_n = i_group * C + i_block % BLOCKS * (B_N + B_REST)
+    i_m = tl.program_id(0) // (FRAMES_OUT * BLOCKS) * B_M
+    steps = T // FRAMES
+    i_step = tl.program_id(1) % steps
+    i_b = (tl.program_id(1) // steps).to(tl.int64)
+    i_t = i_step.to(tl.int64) * FRAMES
+    P = W + GUTTER
+    P_out = W_out + GUTTER
+    b_row = i_m + tl.arange(0, B_M)
+    b_h, b_w = b_row // P_out, b_row % P_out
+    b_stored = b_row < H_out * P_out
+    b_real = b_stored & (b_w < W_out)
+
+    p_x += i_b * x_batch
+    p_cache += i_b * cache_batch
+    p_frames = tl.tuple(())
+    for j in tl.static_range(STRIDE_T * (FRAMES - 1) + K_T):
+        i_seen = i_t * STRIDE_T + j
+        p_past = p_cache + i_seen * cache_frame
+        p_frames += (tl.where(i_seen < HISTORY, p_past, p_x + (i_seen - HISTORY) * x_frame),)
+    if TMA:
+        b_sums = sum_runs(
+            p_frames, p_weight, i_n, i_m - PAD_H * P - PAD_W, H * P, P,
+            C_IN, C_OUT, K_T, K_H, K_W, FRAMES, B_M, B_N, B_REST, B_K,
+        )  # fmt: skip
+    else:
+        b_sums = sum_pixels(
+            p_frames, p_weight, i_n, b_h * STRIDE - PAD_H, b_w * STRIDE - PAD_W, b_real, H, W, P,
+            C_IN, C_OUT, K_T, K_H, K_W, B_M, B_N, B_REST, B_K, EVEN,
+        )  # fmt: skip
+    for f in tl.static_range(FRAMES):
+        at = ((i_b * T + i_t + f) * FRAMES_OUT + i_group) * y_frame - i_group * C
+        finish(
+            b_sums[f * PARTS : (f + 1) * PARTS],
+            p_bias,
+            None if p_residual is None else p_residual + at,
+            p_gain,
+            None if p_y is None else p_y + at,
+            None if p_activated is None else p_activated + at,
+            i_n, (i_group + 1) * C, b_row, b_stored, b_real, C,
+        )  # fmt: skip
+
+    if p_kept is not None and i_block == 0:
+        for i in range(i_step, HISTORY, steps):
+            i_seen = (T * STRIDE_T + i).to(tl.int64)
+            p_past = p_cache + i_seen * cache_frame
+            p_from = tl.where(i_seen < HISTORY, p_past, p_x + (i_seen - HISTORY) * x_frame)
+            p_to = p_kept + (i_b * HISTORY + i) * kept_frame
+            for i_c in range(0, C_IN, B_K):
+                b_c = i_c + tl.arange(0, B_K)
+                b_at = b_row[:, None] * C_IN + b_c[None, :]
+                mask = b_stored[:, None] & (b_c < C_IN)[None, :]
+                tl.store(p_to + b_at, tl.load(p_from + b_at, mask=mask), mask=mask)
+
+
+@torch.library.custom_op("livereel::causal_conv3d", mutates_args=())
+def causal_conv3d(
+    x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None = None,
+    residual: Tensor | None = None, gain: Tensor | None = None, stride_t: int = 1, stride: int = 1,
+    frames_out: int = 1, gutter: bool = False, keep_y: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Convolve `x` `[B, T, H, W, C]` after its past; gives y, the next norm of it, the next cache.
+
+    `weight` `[C', C, k_t, k_h, k_w]`, channels last in memory; `bias` `[C']`; `cache` the
+    `k_t - stride_t` frames before `x`, `[B, k_t - stride_t, H, W, C]`, zeros if None. Each frame of
+    `x` and `cache` is contiguous; frames and batches may be strided. Space is padded with zeros: on
+    both sides to keep its size, or with `stride` 2 behind the last row and column only, which
+    halves it. T is a multiple of `stride_t`.
+
+    y is `[B, T', H', W', C']`, `residual`, of this shape, added. With `frames_out` n it is
+    `[B, n T', H', W', C'/n]`: frame i is divided into frames n i, n i + 1, ... With `gain` `[C']`
+    the second result is `silu(y sqrt(C') / |y| gain)` over channels, else it is empty; with
+    `keep_y` False the first is. The third is what to pass as `cache` next time, in memory of its
+    own. With `gutter`, `x`, `cache`, `residual` and the results are `[.., W + 1, ..]`, the last
+    column zeros. All tensors are of one dtype, bf16, fp16 or fp32; sums are fp32. Raises
+    `ValueError` for anything else.
+    """
+    call = ConvCall.of(x, weight, residual, gain, stride_t, stride, frames_out, gutter)
+    call.check(x, cache, weight, bias, residual, gain)
+    past = _past(x, cache, call.history) if call.history else x
+    y, activated, kept = call.results(x)
+    config = configuration("causal_conv3d", call.key, call.default(x, past), x.device)
+    config = call.fitting(config)
+    fused = gain is not None and config["channels"] >= call.c_out
+    written = keep_y or not fused
+    steps = call.t_out // config["frames"]
+    with torch.cuda.device_of(x):
+        if config["tma"]:
+            triton.set_allocator(scratch)
+        _causal_conv3d_kernel[(call.tiles(config), call.batch * steps)](
+            x, past, weight, bias, residual, gain if fused else None, y if written else None,
+            activated if fused else None, kept if call.history else None,
+            call.t_out, call.h, call.w, call.h_out, call.w_out, x.stride(0), x.stride(1),
+            past.stride(0), past.stride(1), x[0, 0].numel(), y[0, 0].numel(),
+            **call.constants(config), num_warps=config["num_warps"],
+            num_stages=config["num_stages"],
+        )  # fmt: skip
+    if gain is not None and not fused:
+        activated = rms_norm_silu(y, gain)
+    return y if keep_y else x.new_empty(0), activated, kept
+
+
+@causal_conv3d.register_fake
+def _(
+    x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None = None,
+    residual: Tensor | None = None, gain: Tensor | None = None, stride_t: int = 1, stride: int = 1,
+    frames_out: int = 1, gutter: bool = False, keep_y: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    call = ConvCall.of(x, weight, residual, gain, stride_t, stride, frames_out, gutter)
+    y, activated, kept = call.results(x)
+    return y if keep_y else x.new_empty(0), activated, kept
+
+
+def _past(x: Tensor, cache: Tensor | None, history: int) -> Tensor:
+    """The frames before `x`: the cache, or one frame of zeros that stands for all."""
+    if cache is not None:
+        return cache
+    b, _, h, columns, c = x.shape
+    return x.new_zeros(1, 1, h, columns, c).expand(b, history, h, columns, c)
+
+
+def _layer(
+    channels: tuple[int, int], kernel: tuple[int, int, int] = (3, 3, 3), *, residual: bool = False,
+    normed: bool = False, frames_out: int = 1,
+) -> ConvCall:  # fmt: skip
+    """A layer of Wan's decoder for 480 x 832 pixels, in a chunk of 3 latent frames."""
+    scale = {384: 2, 192: 4, 96: 8}[channels[0]]
+    return ConvCall(
+        batch=1, t=6 if scale == 2 else 12, h=60 * scale, w=104 * scale, c_in=channels[0],
+        c_out=channels[1], kernel=kernel, frames_out=frames_out, gutter=True, residual=residual,
+        normed=normed,
+    )  # fmt: skip
+
+
+LAYERS = (
+    _layer((96, 96), normed=True),
+    _layer((96, 96), residual=True, normed=True),
+    _layer((192, 192), normed=True),
+    _layer((192, 192), residual=True, normed=True),
+    _layer((384, 384), residual=True),
+    _layer((384, 768), (3, 1, 1), frames_out=2),
+)
+"""Where the time of Wan's decoder goes."""
+
+
+def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
+    optional = {
+        "p_residual": layer.residual,
+        "p_gain": layer.normed,
+        "p_activated": layer.normed,
+        "p_y": layer.residual or not layer.normed,
+    }
+    present = ("p_x", "p_cache", "p_weight", "p_bias", "p_kept")
+    pointers = [*present, *(name for name, given in optional.items() if given)]
+    frames = ("x_batch", "x_frame", "cache_batch", "cache_frame", "kept_frame", "y_frame")
+    return Shipped(
+        name=layer.key + ("-runs" if config["tma"] else "-pixels"),
+        kernel=_causal_conv3d_kernel,
+        signature={
+            **dict.fromkeys(pointers, "*bf16:16"),
+            **dict.fromkeys(("T", "H", "W", "H_out", "W_out"), "i32"),
+            **dict.fromkeys(frames, "i32:16"),
+        },
+        constants={
+            **{name: None for name, given in optional.items() if not given},
+            **layer.constants(config),
+        },
+        num_warps=config["num_warps"],
+        num_stages=config["num_stages"],
+        sms=sms,
+    )
+
+
+SHIPPED = (
+    *(_shipped(layer, layer.runs(), (90,)) for layer in LAYERS),
+    *(_shipped(layer, layer.pixels(), (80, 100, 120)) for layer in LAYERS[1:4:2]),
+    _shipped(_layer((384, 384)), _layer((384, 384)).pixels(), (90,)),
+)
+
+
+def _tunable(layer: ConvCall) -> Tunable:
+    def prepare(device: torch.device) -> Callable[[], Tensor]:
+        def draw(*sizes: int) -> Tensor:
+            return torch.randn(sizes, device=device).bfloat16()
+
+        x = add_gutter(draw(1, layer.t, layer.h, layer.w, layer.c_in))
+        cache = add_gutter(draw(1, layer.history, layer.h, layer.w, layer.c_in))
+        weight = draw(layer.c_out, layer.c_in, *layer.kernel)
+        weight = weight.to(memory_format=torch.channels_last_3d)
+        residual = torch.randn_like(layer.results(x)[0]) if layer.residual else None
+        gain = draw(layer.c_out) if layer.normed else None
+        pick = 1 if layer.normed else 0
+        return lambda: causal_conv3d(
+            x, cache, weight, None, residual, gain, frames_out=layer.frames_out, gutter=True,
+            keep_y=layer.residual or not layer.normed,
+        )[pick]  # fmt: skip
+
+    channels = layer.runs()["channels"]
+    depth = layer.pixels()["depth"]
+    candidates = (
+        *(conv_config(channels, frames=frames, tma=1, stages=stages)
+          for frames in (1, 2) for stages in (2, 3, 4)),
+        *(conv_config(channels, pixels=64, frames=frames, tma=1, warps=4, stages=stages)
+          for frames in (1, 2) for stages in (2, 3)),
+        conv_config(channels, pixels=256, tma=1, stages=2),
+        conv_config(channels, depth=64, tma=1, stages=2),
+        *(conv_config(channels, pixels=pixels, depth=depth, warps=warps, stages=stages)
+          for pixels, warps in ((64, 4), (128, 4), (128, 8), (256, 8)) for stages in (3, 4)),
+    )  # fmt: skip
+    return Tunable(op="causal_conv3d", key=layer.key, candidates=candidates, prepare=prepare)
+
+
+TUNABLE = tuple(_tunable(layer) for layer in LAYERS)

@@ -1,0 +1,230 @@
+"""What one call of `causal_conv3d` may look like, the shapes of what it gives, and how it is cut.
+
+Shapes: as in `causal_conv3d`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import FLOATS, check_device, check_like, check_vector, describe
+from .conv_tile import block_for, block_of
+from .jit import triton
+from .tuning import Config
+
+OP = "causal_conv3d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvCall:
+    """The numbers of one convolution; `w` and `w_out` are without the gutter."""
+
+    batch: int
+    t: int
+    h: int
+    w: int
+    c_in: int
+    c_out: int
+    kernel: tuple[int, int, int]
+    stride_t: int = 1
+    stride: int = 1
+    frames_out: int = 1
+    gutter: bool = False
+    residual: bool = False
+    normed: bool = False
+
+    @classmethod
+    def of(
+        cls, x: Tensor, weight: Tensor, residual: Tensor | None, gain: Tensor | None,
+        stride_t: int, stride: int, frames_out: int, gutter: bool,
+    ) -> ConvCall:  # fmt: skip
+        """Raises `ValueError` where sizes, kernel and strides do not go together."""
+        if x.ndim != 5 or weight.ndim != 5 or weight.shape[1] != x.shape[4]:
+            raise ValueError(
+                f"{OP} wants x [B, T, H, W, C] and weight [C', C, k_t, k_h, k_w]; "
+                f"got {describe(x)} and {describe(weight)}"
+            )
+        batch, t, h, columns, c_in = x.shape
+        c_out, _, *kernel = weight.shape
+        call = cls(
+            batch=batch, t=t, h=h, w=columns - gutter, c_in=c_in, c_out=c_out,
+            kernel=(kernel[0], kernel[1], kernel[2]), stride_t=stride_t, stride=stride,
+            frames_out=frames_out, gutter=gutter, residual=residual is not None,
+            normed=gain is not None,
+        )  # fmt: skip
+        odd = all(k % 2 == 1 for k in kernel[1:])
+        if not odd or call.history < 0 or stride not in (1, 2) or (stride == 2 and call.history):
+            raise ValueError(
+                f"{OP} wants kernels of odd height and width, no shorter than stride_t, and stride "
+                f"2 only where there is no history; got kernel {kernel}, stride_t {stride_t} and "
+                f"stride {stride}"
+            )
+        if min(batch, t, call.h_out, call.w_out) < 1 or t % stride_t or c_out % frames_out:
+            raise ValueError(
+                f"{OP} wants pixels, T a multiple of {stride_t} and channels of {frames_out}; "
+                f"got {describe(x)} and weight {list(weight.shape)}"
+            )
+        if frames_out > 1 and (call.residual or call.normed):
+            raise ValueError(f"{OP} takes no residual and no gain with frames_out {frames_out}")
+        return call
+
+    @property
+    def history(self) -> int:
+        """Frames of the past that the first output frame sees."""
+        return self.kernel[0] - self.stride_t
+
+    @property
+    def t_out(self) -> int:
+        """Output frames, before `frames_out` are made of each."""
+        return self.t // self.stride_t
+
+    @property
+    def h_out(self) -> int:
+        """Output rows."""
+        return self._out(self.h, self.kernel[1])
+
+    @property
+    def w_out(self) -> int:
+        """Output columns."""
+        return self._out(self.w, self.kernel[2])
+
+    def _out(self, size: int, k: int) -> int:
+        border = k // 2 * (2 if self.stride == 1 else 1)
+        return (size + border - k) // self.stride + 1
+
+    def results(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory for y, for what is normed (if any) and for the next cache."""
+        y = x.new_empty(
+            self.batch,
+            self.t_out * self.frames_out,
+            self.h_out,
+            self.w_out + self.gutter,
+            self.c_out // self.frames_out,
+        )
+        activated = torch.empty_like(y) if self.normed else x.new_empty(0)
+        return y, activated, x.new_empty(self.batch, self.history, *x.shape[2:])
+
+    def check(
+        self, x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None,
+        residual: Tensor | None, gain: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Raise `ValueError` for what the kernel cannot take."""
+        check_device(OP, x, cache, weight, bias, residual, gain)
+        past = (self.batch, self.history, *x.shape[2:])
+        in_frame = (x.shape[3] * x.shape[4], x.shape[4], 1)
+        for name, frames, shape in (("x", x, x.shape), ("cache", cache, past)):
+            if frames is None:
+                continue
+            alike = frames.shape == shape and frames.dtype == x.dtype and x.dtype in FLOATS
+            if not alike or frames.stride()[2:] != in_frame:
+                raise ValueError(
+                    f"{OP} wants {name} {list(shape)}, each frame contiguous, in bf16, fp16 or "
+                    f"fp32 as x; got {describe(frames)}"
+                )
+        last = weight.is_contiguous(memory_format=torch.channels_last_3d)
+        if weight.dtype != x.dtype or not last:
+            raise ValueError(
+                f"{OP} wants weight channels last (torch.channels_last_3d) in the dtype of x; "
+                f"got {describe(weight)}"
+            )
+        for name, vector in (("bias", bias), ("gain", gain)):
+            if vector is not None:
+                check_vector(OP, name, vector, self.c_out)
+        if residual is not None:
+            check_like(OP, "residual", residual, self.results(x)[0])
+        most = max(self.c_in, self.c_out // self.frames_out)
+        if self.h * (self.w + self.gutter) * most >= 2**31:
+            raise ValueError(f"{OP} takes frames of less than 2^31 numbers; got {describe(x)}")
+
+    @property
+    def fused(self) -> bool:
+        """Whether one block of channels can hold all, so that the norm is part of the launch."""
+        return self.normed and block_for(self.c_out) >= self.c_out
+
+    @property
+    def key(self) -> str:
+        """For the tuning table: what decides which launch is the fastest."""
+        names = [f"C{self.c_in}-{self.c_out}", "k{}{}{}".format(*self.kernel)]
+        names += [name for name in ("gutter", "residual", "fused") if getattr(self, name)]
+        return "_".join(names)
+
+    def default(self, x: Tensor, past: Tensor) -> Config:
+        """On Hopper by the tensor memory accelerator, where that can load `x` and its past."""
+        if x.device.type != "cuda" or x.dtype.itemsize != 2:
+            return self.pixels()
+        aligned = self.c_in % 8 == 0 and all(
+            t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
+            for t in (x, past)
+        )
+        hopper = torch.cuda.get_device_capability(x.device)[0] == 9
+        return self.runs() if hopper and aligned and self.in_runs else self.pixels()
+
+    @property
+    def in_runs(self) -> bool:
+        """Whether taps are runs of pixels, and wide enough to be worth it."""
+        unstrided = self.stride_t == 1 and self.stride == 1
+        return self.gutter and unstrided and min(self.c_in, self.c_out // self.frames_out) >= 32
+
+    def runs(self) -> Config:
+        """Two frames a program where their sums leave registers for what follows."""
+        channels = block_for(self.c_out // self.frames_out)
+        pairs = self.kernel[0] > 1 and (channels <= 96 or not (self.residual and self.fused))
+        return conv_config(channels, depth=32, frames=2 if pairs else 1, tma=1)
+
+    def pixels(self) -> Config:
+        """For any chip and any shape."""
+        channels = block_for(self.c_out // self.frames_out)
+        return conv_config(channels, depth=depth_for(self.c_in, channels))
+
+    def fitting(self, chosen: Config) -> Config:
+        """`chosen`, with one frame a program where frames do not pair.
+
+        Raises `ValueError` for one that takes runs where there are none.
+        """
+        if chosen["tma"] and not (self.gutter and self.stride_t == 1 and self.stride == 1):
+            raise ValueError(f"{OP} loads runs (tma) only with a gutter and strides of 1")
+        pairs = chosen["tma"] and self.t_out % chosen["frames"] == 0
+        return chosen if pairs else {**chosen, "frames": 1}
+
+    def tiles(self, chosen: Config) -> int:
+        """Programs for one step in time."""
+        size = self.h_out * (self.w_out + self.gutter)
+        blocks = triton.cdiv(self.c_out // self.frames_out, chosen["channels"])
+        return int(triton.cdiv(size, chosen["pixels"]) * blocks * self.frames_out)
+
+    def constants(self, chosen: Config) -> dict[str, int]:
+        """The kernel's `tl.constexpr` arguments."""
+        widest, rest = block_of(chosen["channels"])
+        k_t, k_h, k_w = self.kernel
+        return dict(
+            C_IN=self.c_in, C_OUT=self.c_out, K_T=k_t, K_H=k_h, K_W=k_w, STRIDE_T=self.stride_t,
+            STRIDE=self.stride, FRAMES_OUT=self.frames_out, GUTTER=int(self.gutter),
+            FRAMES=chosen["frames"], B_M=chosen["pixels"], B_N=widest, B_REST=rest,
+            B_K=chosen["depth"], TMA=chosen["tma"],
+        )  # fmt: skip
+
+
+def depth_for(c_in: int, channels: int) -> int:
+    """How many input channels a step takes: more where the sums leave registers for them."""
+    if c_in % 64 == 0 and channels <= 128:
+        return 64
+    return 32 if c_in > 16 else 16
+
+
+def conv_config(
+    channels: int, *, pixels: int = 128, depth: int = 32, frames: int = 1, tma: int = 0,
+    warps: int | None = None, stages: int | None = None,
+) -> Config:  # fmt: skip
+    """`pixels` by `channels` of `frames` frames a program, `depth` input channels at a time."""
+    return {
+        "pixels": pixels,
+        "channels": channels,
+        "depth": depth,
+        "frames": frames,
+        "tma": tma,
+        "num_warps": warps or (8 if channels >= 64 else 4),
+        "num_stages": stages or (3 if tma or depth == 64 else 4),
+    }

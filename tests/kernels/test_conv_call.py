@@ -1,0 +1,91 @@
+"""What a convolution may look like, and how it is cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from livereel.kernels.conv_call import ConvCall, conv_config, depth_for
+
+
+def call(
+    shape: tuple[int, ...] = (1, 4, 6, 9, 32), weight: tuple[int, ...] = (48, 32, 3, 3, 3), *,
+    stride_t: int = 1, stride: int = 1, frames_out: int = 1, gutter: bool = True,
+    residual: bool = False, normed: bool = False,
+) -> ConvCall:  # fmt: skip
+    some = torch.empty(1)
+    return ConvCall.of(
+        torch.empty(shape, device="meta"), torch.empty(weight, device="meta"),
+        some if residual else None, some if normed else None, stride_t, stride, frames_out, gutter,
+    )  # fmt: skip
+
+
+def test_reckons_what_comes_out() -> None:
+    x = torch.empty(1, 4, 6, 9, 32)
+    y, activated, kept = call().results(x)
+    assert y.shape == (1, 4, 6, 9, 48) and activated.shape == (0,)
+    assert kept.shape == (1, 2, 6, 9, 32)
+    _, activated, _ = call(normed=True).results(x)
+    assert activated.shape == (1, 4, 6, 9, 48)
+    y, _, kept = call(weight=(48, 32, 3, 1, 1), frames_out=2).results(x)
+    assert y.shape == (1, 8, 6, 9, 24) and kept.shape == (1, 2, 6, 9, 32)
+    y, _, kept = call(weight=(48, 32, 3, 1, 1), stride_t=2).results(x)
+    assert y.shape == (1, 2, 6, 9, 48) and kept.shape == (1, 1, 6, 9, 32)
+    for columns, gutter, wide in ((9, False, 4), (9, True, 5), (8, True, 4)):
+        shape = (1, 4, 7, columns, 32)
+        halved = call(shape, (48, 32, 1, 3, 3), stride=2, gutter=gutter)
+        y, _, kept = halved.results(torch.empty(shape))
+        assert y.shape == (1, 4, 3, wide, 48) and kept.shape[1] == 0
+
+
+def test_wide_convolutions_are_cut_into_blocks_that_fit_registers() -> None:
+    def wide(channels: int, **options: bool) -> ConvCall:
+        return call((1, 4, 6, 9, channels), (channels, channels, 3, 3, 3), **options)
+
+    assert wide(96, residual=True, normed=True).runs() == conv_config(96, frames=2, tma=1)
+    assert wide(192, normed=True).runs() == conv_config(192, frames=2, tma=1)
+    both = wide(192, residual=True, normed=True)
+    assert both.runs() == conv_config(192, frames=1, tma=1)
+    assert both.key == "C192-192_k333_gutter_residual_fused"
+    apart = wide(384, residual=True, normed=True)  # its norm is a launch of its own
+    assert apart.runs() == conv_config(192, frames=2, tma=1)
+    assert apart.key == "C384-384_k333_gutter_residual"
+    assert call(weight=(48, 32, 1, 3, 3)).runs()["frames"] == 1
+    assert [depth_for(*c) for c in ((3, 96), (48, 96), (128, 128), (384, 192))] == [16, 32, 64, 32]
+
+
+def test_fits_frames_to_a_program() -> None:
+    pairs = conv_config(48, frames=2, tma=1)
+    assert call().fitting(pairs) == pairs
+    assert call((1, 3, 6, 9, 32)).fitting(pairs)["frames"] == 1
+    assert call().fitting(conv_config(48, frames=2))["frames"] == 1
+    with pytest.raises(ValueError, match=r"runs \(tma\) only with a gutter and strides of 1"):
+        call(gutter=False).fitting(pairs)
+
+
+def test_counts_programs() -> None:
+    assert call().tiles(conv_config(48, pixels=16)) == 4  # 54 pixels with the gutter
+    assert call().tiles(conv_config(32, pixels=64)) == 2
+    doubled = call(weight=(48, 32, 3, 1, 1), frames_out=2)
+    assert doubled.tiles(conv_config(16, pixels=64)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(shape=(4, 6, 9, 32)), r"x \[B, T, H, W, C\] .*got float32 \[4, 6, 9, 32\]"),
+        (dict(weight=(48, 16, 3, 3, 3)), r"weight \[C', C, k_t, k_h, k_w\]"),
+        (dict(weight=(48, 32, 3, 2, 3)), r"odd height and width.*got kernel \[3, 2, 3\]"),
+        (dict(weight=(48, 32, 1, 3, 3), stride_t=2), r"no shorter than stride_t"),
+        (dict(stride=2), r"stride 2 only where there is no history"),
+        (dict(weight=(48, 32, 1, 3, 3), stride=3), r"stride 3"),
+        (dict(shape=(1, 0, 6, 9, 32)), r"wants pixels"),
+        (dict(shape=(1, 4, 6, 1, 32)), r"wants pixels"),  # nothing but a gutter
+        (dict(shape=(1, 3, 6, 9, 32), stride_t=2), r"T a multiple of 2"),
+        (dict(frames_out=5), r"channels of 5"),
+        (dict(frames_out=2, normed=True), r"no residual and no gain with frames_out 2"),
+    ],
+)
+def test_refuses_sizes_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(**options)  # type: ignore[arg-type]
