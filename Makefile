@@ -14,7 +14,7 @@ INSTALL := $(PIP) install --quiet --disable-pip-version-check -c constraints.txt
 BUILD := build
 
 RECIPE := pyproject.toml constraints.txt CMakeLists.txt
-NATIVE := $(wildcard csrc/*)
+NATIVE := $(shell find csrc -type f)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
@@ -75,9 +75,12 @@ test: lint types ctest test-kernels $(BUILD)/wheel/.built
 test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
 	$(BIN)/pytest -m "$(ORDINARY)" --timeout 7200 --wheel=$(BUILD)/wheel
 
-# Triton's kernels without a GPU: what they compute, and what they compile to.
+# Triton's kernels without a GPU: what they compute, alone and in the models, and what they compile
+# to.
+INTERPRETED := tests/kernels $(shell grep -rl mark.interpreter tests/engine)
+
 test-kernels: $(VENV)/.installed-dev
-	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" $(INTERPRETED)
 	$(BIN)/pytest -m "compile and not gpu" tests/kernels
 
 lint: tidy

@@ -282,7 +282,7 @@ class Session:
         watch, passes = _Watch(self._runner.device), 0
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
-        if state.pending is not None:
+        if state.pending is not None and (updates or not self._sampler.denoiser.in_place):
             passes += self._sampler.remember(state, self._text(state, watch))
             watch.lap("cache")
         passes += self._apply(state, updates, watch, recache=pace.optional_work)

@@ -53,7 +53,7 @@ def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
     else:
         tensors |= {"text": state.text, "pending": state.pending}
         tensors |= {f"cache.{i}": cache for i, cache in enumerate(state.caches or ())}
-        if state.ring is not None:
+        if state.ring is not None and state.latent:
             tensors |= {"ring.k": state.ring.k, "ring.v": state.ring.v}
     flat = {
         name: tensor.detach().cpu().contiguous()
@@ -122,7 +122,7 @@ def fill_state(
     state.picture = take("picture")
     state.text = take("text", runner.dtype)
     k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
-    state.ring = None if k is None or v is None else KVRing(sampler.layout, k, v)
+    state.ring = None if k is None or v is None else KVRing(sampler.ring_layout, k, v)
     caches = (take(f"cache.{i}", runner.dtype) for i in range(len(tensors)))
     state.caches = tuple(cache for cache in caches if cache is not None) or None
 

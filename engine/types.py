@@ -23,9 +23,9 @@ class ChunkStats:
     """Where a chunk's time went, in seconds, and what it cost.
 
     `text_s` is zero unless the prompt was encoded for this chunk; `cache_s` is the pass that writes
-    clean K/V into the ring; `convert_s` is the way from floats to uint8. `passes` counts forwards
-    of the DiT (cache pass included) and `decoder_calls` those of the VAE decoder. `fps` is frames
-    of this chunk over the seconds it took.
+    clean K/V into the ring, unless it is one with the chunk's first; `convert_s` is the way from
+    floats to uint8. `passes` counts forwards of the DiT (cache pass included) and `decoder_calls`
+    those of the VAE decoder. `fps` is frames of this chunk over the seconds it took.
 
     `lead_s` is how long before it was due the chunk was ready, negative when it came late, and
     `deadline_met` whether it came in time; `jitter_s` is the smoothed change, from chunk to chunk,
@@ -151,8 +151,73 @@ class CausalDenoiser(Protocol):
         """Flow of the latents' shape, and the chunk's own keys (not rotated) and values."""
 
 
+class Ring(Protocol):
+    """A KV ring: keys and values `[layers, S, n, h, d]` of latent frames, each in a slot."""
+
+    @property
+    def k(self) -> Tensor: ...
+    @property
+    def v(self) -> Tensor: ...
+
+    def slot(self, frame: int) -> int:
+        """Where latent frame number `frame` lies while it is kept."""
+
+    def read(self, frames: Sequence[int]) -> KV:
+        """Keys and values of these latent frames, in this order."""
+
+    def write(self, first: int, kv: KV) -> None:
+        """Store a chunk's keys and values, its first latent frame being number `first`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk stands in its stream: `count` latent frames from number `first` on, and the
+    numbers of the earlier ones that it attends to, oldest first."""
+
+    first: int
+    count: int
+    seen: tuple[int, ...]
+
+
+class Pass(Protocol):
+    """A DiT at a chunk's place: one forward after another over the same past."""
+
+    def flow(self, latents: Tensor, timestep: Tensor, text: KV) -> Tensor:
+        """Latents `[B, C, T, H, W]` at `timestep`, `[B]` or `[B, T]` on 0..1000; flow of their
+        shape. What later chunks see is not changed."""
+
+    def cache(self, latents: Tensor, timestep: Tensor, text: KV) -> None:
+        """Leave the keys and values of clean latents in the ring."""
+
+
+class StreamDenoiser(Protocol):
+    """A DiT that goes through a stream chunk by chunk, over a KV ring that is handed to it."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a pass writes its keys into the ring, rotated, and reads the ring as it lies.
+
+        The ring then has room for one chunk more, and two chunks can share a pass. Otherwise keys
+        are kept as they were before rotation, and each chunk's past is gathered from the ring.
+        """
+
+    def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`[layers, n, h, d]` of the keys, and of the values, of one latent frame of that size."""
+
+    def text_kv(self, text: Tensor) -> KV:
+        """Text `[B, L, D]` to the keys and values that cross-attention reads."""
+
+    def at(self, places: Sequence[Place], ring: Ring, height: int, width: int) -> Pass:
+        """Passes over a chunk whose latents are `height` x `width`; if `in_place`, also over two
+        chunks in a row, each of which gets what it would get in a pass of its own."""
+
+
 class Transformer(Denoiser, CausalDenoiser, Protocol):
     """A DiT that runs both ways."""
+
+    def in_ring(self) -> StreamDenoiser | None:
+        """The same DiT on Triton's kernels, working in the ring itself; None where they do not
+        take its widths."""
 
     @property
     def channels(self) -> int:

@@ -15,13 +15,16 @@ from ..checkpoint.folder import ModelFolder
 from ..checkpoint.load import load_component
 from ..errors import CheckpointError, InputError, ResourceError
 from ..layers.layout import channels_last
+from ..layers.road import pick_road
+from ..sampling.gathered import Gathered
 from ..sampling.stream import StreamSampler
 from ..text.encoder import TextEncoder
-from ..types import VAE, Transformer
+from ..types import VAE, StreamDenoiser, Transformer
 
 if TYPE_CHECKING:
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
+    from ..layers.road import Road
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEVICES = "wanted auto, cpu, cuda or cuda:N"
@@ -55,22 +58,35 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class TorchRunner:
-    """A loaded model. `dtype` is what the DiT and the VAE compute in."""
+    """A loaded model. `dtype` is what the DiT and the VAE compute in.
+
+    `denoiser` is the DiT as streams run it, on the road that was chosen.
+    """
 
     transformer: Transformer
+    denoiser: StreamDenoiser
     vae: VAE
     text_encoder: TextEncoder
     device: torch.device
     dtype: torch.dtype
+    road: Road
 
     @classmethod
-    def load(cls, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> TorchRunner:
-        """Read the parts of a model folder. Raises `CheckpointError` for what does not fit."""
+    def load(
+        cls, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype, road: str = "auto"
+    ) -> TorchRunner:
+        """Read the parts of a model folder, to run them on `road` (see `pick_road`).
+
+        Raises `CheckpointError` for what does not fit, and what `pick_road` raises.
+        """
+        taken = pick_road(road, device, dtype)
         transformer = load_component(folder, "transformer", device=device, dtype=dtype)
         vae = load_component(folder, "vae", device=device, dtype=dtype)
         channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=dtype)
-        runner = cls(cast(Transformer, transformer), cast(VAE, vae), text, device, dtype)
+        runner = cls.on_road(
+            taken, cast(Transformer, transformer), cast(VAE, vae), text, device, dtype
+        )
         for what, wanted, found in (
             ("latent channels from the VAE", runner.transformer.channels, runner.vae.channels),
             ("numbers a token from the text encoder", runner.transformer.text_width, text.width),
@@ -81,11 +97,23 @@ class TorchRunner:
                 )
         return runner
 
+    @classmethod
+    def on_road(
+        cls, road: Road, transformer: Transformer, vae: VAE, text_encoder: TextEncoder,
+        device: torch.device, dtype: torch.dtype,
+    ) -> TorchRunner:  # fmt: skip
+        """A model of these parts, each on `road` where its shapes allow it."""
+        denoiser: StreamDenoiser | None = None
+        if road == "triton":
+            denoiser = transformer.in_ring()
+        denoiser = denoiser or Gathered(transformer)
+        return cls(transformer, denoiser, vae, text_encoder, device, dtype, road)
+
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels."""
         factor = self.vae.spatial_factor
         return StreamSampler(
-            denoiser=self.transformer,
+            denoiser=self.denoiser,
             config=config,
             channels=self.transformer.channels,
             size=(height // factor, width // factor),

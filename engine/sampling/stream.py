@@ -2,7 +2,8 @@
 
 Each chunk is denoised against the KV ring; one more pass over the clean result writes its keys and
 values into the ring (Self-Forcing, Huang et al. 2025, arXiv 2506.08009). That pass is left open
-until the next chunk is wanted, so that frames need not wait for it.
+until the next chunk is wanted, so that frames need not wait for it, and where the denoiser works in
+the ring itself, it is one pass with the next chunk's first.
 
 A step that fails, for want of memory say, has no effect if it was taken on a shallow copy of the
 state: tensors are replaced, never changed, but for slots of the ring that the original does not
@@ -15,14 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..types import Place
 from . import schedule
-from .chunk import cache_chunk, chunk_flow, denoise_chunk, past_of
+from .chunk import ChunkFlow, denoise_chunk
 from .noise import normal
 from .solvers import SOLVERS, Solver
 from .window import KVRing, window_of
@@ -30,7 +32,7 @@ from .window import KVRing, window_of
 if TYPE_CHECKING:
     from ..config import StreamConfig
     from ..native import Window
-    from ..types import KV, CausalDenoiser, Past
+    from ..types import KV, Pass, StreamDenoiser
 
 
 @dataclass
@@ -85,7 +87,7 @@ class StreamSampler:
     many of the newest clean latents a decoder needs to start anew from.
     """
 
-    denoiser: CausalDenoiser
+    denoiser: StreamDenoiser
     config: StreamConfig
     channels: int
     size: tuple[int, int]
@@ -100,8 +102,15 @@ class StreamSampler:
 
     @cached_property
     def layout(self) -> Window:
-        """Of the ring."""
+        """What a chunk sees."""
         return window_of(self.config)
+
+    @cached_property
+    def ring_layout(self) -> Window:
+        """The ring's slots. Passes that write into the ring leave what the chunk before has seen in
+        place, as a pass over both must."""
+        spare = self.config.chunk_latents if self.denoiser.in_place else 0
+        return window_of(self.config, spare=spare)
 
     def old_anchors(self, total: int) -> list[int]:
         """Anchors older than the window once there are `total` latent frames: the state has the
@@ -115,22 +124,29 @@ class StreamSampler:
     def sample(self, state: StreamState, text: KV, negative: KV | None) -> Tensor:
         """Clean latents `[1, C, T, H, W]`, normalized, fp32, of the chunk after those in the ring.
 
-        `negative` are the keys and values of the prompt that guidance moves away from, or None.
+        `negative` are the keys and values of the prompt that guidance moves away from, or None. A
+        cache pass left open, which only a denoiser that works in place may leave to this, is run
+        together with the first pass.
         """
-        shape = (1, self.channels, self.config.chunk_size(state.chunk), *self.size)
+        count = self.config.chunk_size(state.chunk)
+        shape = (1, self.channels, count, *self.size)
         chunk = state.noise_offset + state.chunk
 
         def noise(step: int) -> Tensor:
             return normal(state.seed, chunk, step, shape).to(self.device)
 
-        flow = chunk_flow(
-            self.denoiser,
-            text=text,
-            negative=negative,
-            past=self._past(state, self.layout.visible(state.latent)),
-            scale=self.config.guidance_scale,
-        )
-        return denoise_chunk(flow, noise=noise, solver=self._solver(state.steps), dtype=self.dtype)
+        clean, before = state.pending, state.latent
+        if clean is not None:
+            state.latent += clean.shape[2]
+            state.pending = None
+        place = self._place(state.latent, count)
+        alone = self._at(state, place)
+        flow, first = ChunkFlow(alone, text, negative, self.config.guidance_scale), None
+        if clean is not None:
+            both = self._at(state, self._place(before, clean.shape[2]), place)
+            first = partial(flow.joined, both, clean, self.config.context_noise)
+        solver = self._solver(state.steps)
+        return denoise_chunk(flow, noise=noise, solver=solver, dtype=self.dtype, first=first)
 
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
@@ -154,7 +170,7 @@ class StreamSampler:
         """Run the cache pass left open by the chunk before, if any; gives the passes taken."""
         if state.pending is None:
             return 0
-        self._write(state, state.pending, state.latent, self.layout.visible(state.latent), text)
+        self._write(state, state.pending, self._place(state.latent, state.pending.shape[2]), text)
         state.latent += state.pending.shape[2]
         state.pending = None
         return 1
@@ -181,8 +197,9 @@ class StreamSampler:
         cuts = self._cuts(frames, first_size(self.config, state.picture))
         known: set[int] = set()
         for at, part in zip([0, *cuts], torch.cat(parts, dim=2).tensor_split(cuts, 2), strict=True):
-            visible = [frame for frame in self.layout.visible(frames[at]) if frame in known]
-            self._write(state, part, frames[at], visible, text)
+            visible = self.layout.visible(frames[at])
+            seen = tuple(frame for frame in visible if frame in known)
+            self._write(state, part, Place(frames[at], part.shape[2], seen), text)
             known.update(frames[at : at + part.shape[2]])
         return len(cuts) + 1
 
@@ -190,24 +207,21 @@ class StreamSampler:
     def ring_shape(self) -> tuple[int, ...]:
         """`[layers, S, n, h, d]` of the ring's keys and of its values."""
         layers, *rest = self.denoiser.kv_shape(*self.size)
-        return (layers, self.layout.slots, *rest)
+        return (layers, self.ring_layout.slots, *rest)
 
-    def _write(
-        self, state: StreamState, latents: Tensor, first: int, visible: list[int], text: KV
-    ) -> None:
-        kv = cache_chunk(
-            self.denoiser,
-            latents,
-            text=text,
-            past=self._past(state, visible),
-            context_noise=self.config.context_noise,
-            dtype=self.dtype,
-        )
+    def _write(self, state: StreamState, latents: Tensor, place: Place, text: KV) -> None:
+        timestep = torch.full((1,), self.config.context_noise, device=latents.device)
+        self._at(state, place).cache(latents.to(self.dtype), timestep, text)
+
+    def _place(self, first: int, count: int) -> Place:
+        return Place(first, count, tuple(self.layout.visible(first)))
+
+    def _at(self, state: StreamState, *places: Place) -> Pass:
         if state.ring is None:
             state.ring = KVRing.empty(
-                self.layout, self.ring_shape, device=self.device, dtype=self.dtype
+                self.ring_layout, self.ring_shape, device=self.device, dtype=self.dtype
             )
-        state.ring.write(first, kv)
+        return self.denoiser.at(places, state.ring, *self.size)
 
     def _cuts(self, frames: Sequence[int], lead: int) -> list[int]:
         """Where in a list of latent frames there is a gap, or one of a stream's chunks begins of
@@ -219,9 +233,6 @@ class StreamSampler:
             if frames[i] != frames[i - 1] + 1
             or (frames[i] >= lead and (frames[i] - lead) % chunk == 0)
         ]
-
-    def _past(self, state: StreamState, visible: list[int]) -> Past | None:
-        return past_of(self.denoiser, state.ring, visible, *self.size)
 
     def _solver(self, steps: int) -> Solver:
         timesteps = schedule.subset(self.config.timesteps, steps)

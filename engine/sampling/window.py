@@ -28,11 +28,11 @@ LATENT_LIMIT = 2**61
 """Latent frames that a restored stream may count; it has as many still to go."""
 
 
-def window_of(config: StreamConfig) -> Window:
-    """The arithmetic of a stream's ring."""
+def window_of(config: StreamConfig, *, spare: int = 0) -> Window:
+    """The arithmetic of a stream's ring, in which `spare` frames have room beside the window."""
     return Window(
         sinks=config.sinks,
-        window=config.window,
+        window=config.window + spare,
         chunk=config.chunk_latents,
         anchors=config.anchors,
         anchor_every=config.anchor_every,
@@ -41,7 +41,7 @@ def window_of(config: StreamConfig) -> Window:
 
 @dataclass
 class KVRing:
-    """Keys (not rotated) and values of all layers, `[layers, S, n, h, d]`; batch 1."""
+    """Keys and values of all layers, `[layers, S, n, h, d]`; batch 1."""
 
     layout: Window
     k: Tensor
@@ -60,18 +60,22 @@ class KVRing:
         k = torch.zeros(shape, device=device, dtype=dtype)
         return cls(layout, k, torch.zeros_like(k))
 
+    def slot(self, frame: int) -> int:
+        """Where latent frame number `frame` lies while it is kept."""
+        return self.layout.slot(frame)
+
     def write(self, first: int, kv: KV) -> None:
         """Store a chunk's keys and values, its first latent frame being number `first`."""
         tokens = self.k.shape[2]
         for i in range(kv[0].k.shape[1] // tokens):
-            slot, rows = self.layout.slot(first + i), slice(i * tokens, (i + 1) * tokens)
+            slot, rows = self.slot(first + i), slice(i * tokens, (i + 1) * tokens)
             for layer, own in enumerate(kv):
                 self.k[layer, slot] = own.k[0, rows]
                 self.v[layer, slot] = own.v[0, rows]
 
     def read(self, frames: Sequence[int]) -> KV:
         """Keys and values of these latent frames, which must be in the ring, in this order."""
-        slots = [self.layout.slot(frame) for frame in frames]
+        slots = [self.slot(frame) for frame in frames]
         index = torch.tensor(slots, device=self.k.device)
         k = self.k.index_select(1, index).flatten(1, 2).unsqueeze(1)
         v = self.v.index_select(1, index).flatten(1, 2).unsqueeze(1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+
+if TYPE_CHECKING:
+    from .in_ring import InRing
 
 _MOST = {
     "num_attention_heads": 256,
@@ -311,16 +314,10 @@ class WanTransformer(nn.Module):
         own: list[LayerKV] | None,
     ) -> Tensor:  # fmt: skip
         """The flow; each layer's keys and values go to `own`, or are dropped behind the layer."""
-        b, c, t, height, width = latents.shape
-        _, patch_h, patch_w = self.config.patch_size
-        if c != self.config.in_channels or height % patch_h or width % patch_w:
-            raise InputError(
-                f"latents have shape {tuple(latents.shape)}; wanted {self.config.in_channels} "
-                f"channels, height and width multiples of {patch_h} and {patch_w}"
-            )
+        b, _, t, height, width = latents.shape
+        x = self.tokens(latents)
         start = past.frames if past is not None else 0
         rope = self._rope(start, t, height, width, latents.device)
-        x = self.patch_embedding(latents.to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
         timestep = timestep.reshape(b, -1)
         embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
         for i, block in enumerate(self.blocks):
@@ -331,7 +328,28 @@ class WanTransformer(nn.Module):
             del kv
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = norm_modulate(x, scale, shift, self.config.eps)
-        return self._unpatch(self.proj_out(x), height, width)
+        return self.unpatch(self.proj_out(x), height, width)
+
+    def in_ring(self) -> InRing | None:
+        """The same DiT on Triton's kernels; None where they do not take heads or rows so wide."""
+        from .in_ring import InRing
+
+        return InRing(self) if InRing.fits(self.config) else None
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, T, H, W]` to what the first block takes, `[B, T, n, D]`.
+
+        Raises `InputError` for other channels, or for sizes that patches do not tile.
+        """
+        _, patch_h, patch_w = self.config.patch_size
+        channels, height, width = latents.shape[1], *latents.shape[3:]
+        if channels != self.config.in_channels or height % patch_h or width % patch_w:
+            raise InputError(
+                f"latents have shape {tuple(latents.shape)}; wanted {self.config.in_channels} "
+                f"channels, height and width multiples of {patch_h} and {patch_w}"
+            )
+        x: Tensor = self.patch_embedding(latents.to(self.dtype))
+        return x.flatten(3).permute(0, 2, 3, 1)
 
     @property
     def channels(self) -> int:
@@ -358,7 +376,7 @@ class WanTransformer(nn.Module):
         rows, columns = height // patch_h, width // patch_w
         return rope_table(first, t, rows, columns, self.config.attention_head_dim, device=device)
 
-    def _unpatch(self, x: Tensor, height: int, width: int) -> Tensor:
+    def unpatch(self, x: Tensor, height: int, width: int) -> Tensor:
         """`[B, T, n, patch_h patch_w C]`, channels fastest, to `[B, C, T, H, W]`."""
         b, t = x.shape[:2]
         _, p, q = self.config.patch_size

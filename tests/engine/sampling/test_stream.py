@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from livereel.engine.config import StreamConfig
 from livereel.engine.engine import Engine
 from livereel.engine.sampling.noise import normal
 from livereel.engine.sampling.stream import StreamSampler, StreamState
-from livereel.engine.types import KV, LayerKV, Past
+from livereel.engine.types import KV, LayerKV, Past, Place
 
 PROMPT = "a red ball moving left"
 HEIGHT, WIDTH = 4, 6
@@ -160,9 +159,11 @@ def test_a_ring_is_rebuilt_from_sinks_anchors_and_the_window(
     assert state.latent == 22
     given, write = [], StreamSampler._write
 
-    def watched(self: StreamSampler, state: StreamState, latents: Tensor, *rest: Any) -> None:
-        given.append((latents.shape[2], *rest[:2]))
-        write(self, state, latents, *rest)
+    def watched(
+        self: StreamSampler, state: StreamState, latents: Tensor, place: Place, text: KV
+    ) -> None:
+        given.append((latents.shape[2], place.first, list(place.seen)))
+        write(self, state, latents, place, text)
 
     monkeypatch.setattr(StreamSampler, "_write", watched)
     assert sampler.rebuild(state, text) == 6
@@ -187,6 +188,7 @@ def test_a_latent_counter_beyond_any_table_changes_nothing(engine: Engine) -> No
     state, sampler = session._state, session._sampler
     assert state.text is not None
     text = engine.runner.transformer.text_kv(state.text)
+    sampler.remember(state, text)
     near = sampler.sample(state, text, None)
     far = replace(state, latent=state.latent + 6 * 2**40)
     assert torch.equal(near, sampler.sample(far, text, None))

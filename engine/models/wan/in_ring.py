@@ -1,0 +1,197 @@
+"""The Wan DiT on Triton's kernels, streaming over a KV ring that it reads and writes in place.
+
+Each block's keys are normed, rotated by their frames' numbers in the stream and put into the ring
+by one kernel, and attention reads the ring as it lies: nothing is gathered, rotated again or
+concatenated. A pass may be over two chunks in a row, of which the second sees the first; so the
+pass that caches one chunk is one forward with the next chunk's first.
+
+Shapes: B batch, T latent frames, n tokens a frame, N = T n tokens, S slots, G chunks in a pass,
+R runs of slots, D hidden width, h heads, d head width; batch 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from livereel.kernels.chunk_attention import WIDTHS, chunk_attention, run_tables, runs_of
+from livereel.kernels.gate_residual import gate_residual
+from livereel.kernels.norm_modulate import MOST_WIDTH, norm_modulate
+from livereel.kernels.qk_norm_rope import (
+    qk_norm_rope,
+    space_rotations,
+    time_pairs,
+    time_rotations,
+)
+
+from ...layers.transfer import to_device
+
+if TYPE_CHECKING:
+    from ...types import KV, LayerKV, Place, Ring
+    from .transformer import Attention, Block, WanTransformer, WanTransformerConfig
+
+_RUNS = 4
+"""Tables have room for so many runs of slots, or for a multiple of it: few shapes, few kernels."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A pass's place in stream and ring, on the device: all that changes from chunk to chunk.
+
+    `time` `[1, T, pairs, 2]` rotates its frames, `slots` `[1, T]` are where they go; `runs`
+    `[1, G, R, 2]` and `shifts` `[1, G, R, pairs, 2]` are what its chunks see, as `chunk_attention`
+    takes them; shifts are None where no frame looks nearer than it is. The last chunk has `last`
+    latent frames; in a pass over two the first has as many, or fewer.
+    """
+
+    time: Tensor
+    slots: Tensor
+    runs: Tensor
+    shifts: Tensor | None
+    last: int
+
+    @classmethod
+    def of(
+        cls, places: Sequence[Place], ring: Ring, head_dim: int, device: torch.device
+    ) -> Positions:
+        """The positions of chunks in a row."""
+        pairs = time_pairs(head_dim)
+        own = [frame for place in places for frame in _frames(place)]
+        blocks = []
+        for place in places:
+            frames = [*place.seen, *_frames(place)]
+            blocks.append(runs_of([ring.slot(frame) for frame in frames], frames))
+        longest = max(len(runs) for runs in blocks)
+        runs, shifts = run_tables([blocks], pairs, -(-longest // _RUNS) * _RUNS)
+        shifted = any(run.shift for block in blocks for run in block)
+        slots = torch.tensor([[ring.slot(frame) for frame in own]], dtype=torch.int32)
+        return cls(
+            to_device(time_rotations([own], pairs), device),
+            to_device(slots, device),
+            to_device(runs, device),
+            to_device(shifts, device) if shifted else None,
+            places[-1].count,
+        )
+
+    def copy_(self, other: Positions) -> None:
+        """Take over the values of positions of the same `shapes`, in this one's memory."""
+        for mine, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """What is equal for passes that differ in these tables' values alone."""
+        return (self.last, self.shifts is None, *(x.shape for x in self._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        tables = [self.time, self.slots, self.runs]
+        return tables if self.shifts is None else [*tables, self.shifts]
+
+
+def _frames(place: Place) -> range:
+    return range(place.first, place.first + place.count)
+
+
+@dataclass(frozen=True)
+class RingPass:
+    """Passes over one chunk, or two, at `positions`."""
+
+    model: WanTransformer
+    ring: Ring
+    positions: Positions
+
+    def flow(self, latents: Tensor, timestep: Tensor, text: KV) -> Tensor:
+        """Flow of all latents. Their keys and values go to their own slots, which nobody else sees
+        before a pass has cached them."""
+        model = self.model
+        x, embedding = self._blocks(latents, timestep, text)
+        shift, scale = (model.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
+        x = norm_modulate(x, scale, shift, model.config.eps)
+        return model.unpatch(model.proj_out(x), *latents.shape[3:])
+
+    def cache(self, latents: Tensor, timestep: Tensor, text: KV) -> None:
+        """The same for the sake of the keys and values alone."""
+        self._blocks(latents, timestep, text)
+
+    def _blocks(self, latents: Tensor, timestep: Tensor, text: KV) -> tuple[Tensor, Tensor]:
+        """The last block's `[B, T, n, D]`, and the timesteps' embedding `[B, 1 or T, D]`."""
+        model = self.model
+        x = model.tokens(latents).contiguous()
+        embedding, modulation = model.condition_embedder.time(
+            timestep.reshape(x.shape[0], -1), model.dtype
+        )
+        patch, height, width = model.spatial_patch, *latents.shape[3:]
+        space = _space(
+            height // patch, width // patch, model.config.attention_head_dim, latents.device
+        )
+        for i, block in enumerate(model.blocks):
+            x = self._block(block, x, modulation, text[i], i, space)
+        return x, embedding
+
+    def _block(
+        self, block: Block, x: Tensor, modulation: Tensor, text: LayerKV, layer: int, space: Tensor
+    ) -> Tensor:
+        table = (block.scale_shift_table + modulation.float()).unsqueeze(3)
+        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
+        y = norm_modulate(x, scale1, shift1, block.eps).flatten(1, 2)
+        y = self._attend(block.attn1, y, layer, space)
+        x = gate_residual(x, y.reshape(x.shape), gate1)
+
+        y = x
+        if not isinstance(block.norm2, nn.Identity):
+            gain, bias = block.norm2.weight.view(1, 1, 1, -1), block.norm2.bias.view(1, 1, 1, -1)
+            y = norm_modulate(x, gain, bias, block.eps, 0.0)
+        x = x + block.attn2.attend(block.attn2.query(y.flatten(1, 2)), text).reshape(x.shape)
+
+        y = norm_modulate(x, scale2, shift2, block.eps)
+        return gate_residual(x, block.ffn(y), gate2)
+
+    def _attend(self, attention: Attention, y: Tensor, layer: int, space: Tensor) -> Tensor:
+        """Self-attention of `[B, N, D]` to the ring's layer, its own keys and values included."""
+        k, v = self.ring.k[layer].unsqueeze(0), self.ring.v[layer].unsqueeze(0)
+        at = self.positions
+        q = qk_norm_rope(
+            attention.to_q(y), attention.to_k(y), attention.to_v(y), attention.norm_q.weight,
+            attention.norm_k.weight, at.time, space, at.slots, k, v, self.model.config.eps,
+        )  # fmt: skip
+        y = chunk_attention(q, k, v, at.runs, at.shifts, at.last * k.shape[2])
+        out: Tensor = attention.to_out[0](y.flatten(2))
+        return out
+
+
+@dataclass(frozen=True)
+class InRing:
+    """A DiT made to stream; `fits` says which can be."""
+
+    model: WanTransformer
+    in_place: ClassVar[bool] = True
+
+    @staticmethod
+    def fits(config: WanTransformerConfig) -> bool:
+        """Whether the kernels take heads and rows of these widths."""
+        return config.attention_head_dim in WIDTHS and config.width <= MOST_WIDTH
+
+    def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """`[layers, n, h, d]` of one latent frame's keys."""
+        return self.model.kv_shape(height, width)
+
+    def text_kv(self, text: Tensor) -> KV:
+        """The text's keys and values."""
+        return self.model.text_kv(text)
+
+    def at(self, places: Sequence[Place], ring: Ring, height: int, width: int) -> RingPass:
+        """Passes over one chunk or two."""
+        positions = Positions.of(places, ring, self.model.config.attention_head_dim, ring.k.device)
+        return RingPass(self.model, ring, positions)
+
+
+@lru_cache(maxsize=8)
+def _space(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """The rotations of a frame of `height` x `width` tokens."""
+    with torch.inference_mode(False):
+        return space_rotations(height, width, head_dim).to(device)
