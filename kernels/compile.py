@@ -12,8 +12,8 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .jit import INTERPRETED, triton
@@ -61,15 +61,23 @@ class Shipped:
 class Compiled:
     """What a kernel became on a chip.
 
-    `registers` a thread, `shared_bytes` a block; `warps` includes those that warp specialization
-    adds; `opcodes` counts the instructions of the machine code (SASS) by their full name.
+    `registers` and `stack_bytes` are of a thread, `shared_bytes` of a block; `warps` includes those
+    that warp specialization adds; `cubin` is the machine code.
     """
 
     sm: int
     registers: int
+    stack_bytes: int
     shared_bytes: int
     warps: int
-    opcodes: Mapping[str, int]
+    cubin: bytes = field(repr=False)
+
+    @cached_property
+    def opcodes(self) -> Mapping[str, int]:
+        """How many instructions there are by their full name: `LDG.E.128`."""
+        # From lines such as `/*0a30*/  @!P0 LDG.E.128 R4, desc[UR6][R2.64] ;`.
+        line = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)"
+        return Counter(re.findall(line, _dumped(self.cubin, "-sass"), re.M))
 
     @property
     def instructions(self) -> Mapping[str, int]:
@@ -81,7 +89,9 @@ class Compiled:
 
     @property
     def spills(self) -> int:
-        """Instructions that store registers to local memory or load them back."""
+        """Instructions that store registers to the stack or load them back."""
+        if self.stack_bytes == 0:
+            return 0
         return self.instructions["STL"] + self.instructions["LDL"]
 
     def count(self, pattern: str) -> int:
@@ -126,36 +136,26 @@ def compile_for(
     options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg}
     target = triton.backends.compiler.GPUTarget("cuda", sm, 32)
     built = triton.compile(source, target=target, options=options)
-    usage, code = _dumped(built.asm["cubin"])
-    registers = re.search(r"REG:(\d+)", usage)
-    if registers is None:
+    cubin: bytes = built.asm["cubin"]
+    usage = _dumped(cubin, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
         raise RuntimeError(f"cuobjdump told no registers of {kernel.__name__}: {usage[-500:]}")
     return Compiled(
         sm=sm,
-        registers=int(registers[1]),
+        registers=int(found[1]),
+        stack_bytes=int(found[2]),
         shared_bytes=int(built.metadata.shared),
         warps=int(built.metadata.num_warps),
-        opcodes=_opcodes(code),
+        cubin=cubin,
     )
 
 
-def _dumped(cubin: bytes) -> tuple[str, str]:
-    """What cuobjdump says of its resources, and its machine code as text."""
+def _dumped(cubin: bytes, what: str) -> str:
+    """What cuobjdump tells of machine code; `-sass` takes it a good part of a second."""
     tool = triton.knobs.nvidia.cuobjdump.path
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        usage, code = (
-            subprocess.run(
-                [tool, option, str(path)], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    return usage, code
-
-
-def _opcodes(code: str) -> Counter[str]:
-    """From lines such as `/*0a30*/  @!P0 LDG.E.128 R4, desc[UR6][R2.64] ;`."""
-    return Counter(
-        re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.M)
-    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, what, file.name], capture_output=True, text=True, check=True)
+    return done.stdout
