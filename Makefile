@@ -77,7 +77,7 @@ test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
 
 # Triton's kernels without a GPU: what they compute, alone and in the models, and what they compile
 # to.
-INTERPRETED := tests/kernels $(shell grep -rl mark.interpreter tests/engine)
+INTERPRETED := tests/kernels $(shell grep -rl mark.interpreter tests/engine tests/benchmarks)
 
 test-kernels: $(VENV)/.installed-dev
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" $(INTERPRETED)
