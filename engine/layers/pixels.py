@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from livereel.kernels.to_pixels import to_pixels_reference
+
 if TYPE_CHECKING:
     from ..types import Frames
 
 
 def to_uint8(frames: Tensor) -> Frames:
     """`[1, 3, F, H, W]` in [-1, 1] to uint8 `[F, H, W, 3]` on the host, rounded to nearest."""
-    scaled = frames[0].float().add(1.0).mul(127.5).round_().clamp_(0, 255)
-    return scaled.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return to_pixels_reference(frames)[0].cpu().numpy()
 
 
 def to_float(frames: Frames) -> Tensor:
