@@ -178,13 +178,26 @@ def _chunk_attention_kernel(
     b_sum = tl.zeros([BM], tl.float32)
     b_acc = tl.zeros([BM, D], tl.float32)
 
-    if SPECIALIZE:
+    if SPECIALIZE:  # in one loop over the blocks of all runs
         b_q = q_rows.load([i_q, 0])
-        row = tl.load(p_runs + i_table * 2) * tokens
-        stop = row + tl.load(p_runs + i_table * 2 + 1) * tokens
-        for i_row in tl.range(row, stop, BN, num_stages=STAGES, warp_specialize=True):
+        starts, stops, befores = tl.tuple(()), tl.tuple(()), tl.tuple(())
+        blocks = 0
+        for i_run in tl.static_range(RUNS):
+            row = tl.load(p_runs + (i_table + i_run) * 2) * tokens
+            length = tl.load(p_runs + (i_table + i_run) * 2 + 1) * tokens
+            starts += (row,)
+            stops += (row + length,)
+            befores += (blocks,)
+            blocks += tl.cdiv(length, BN)
+        for i in tl.range(0, blocks, num_stages=STAGES, warp_specialize=True):
+            row = 0
+            stop = 0
+            for i_run in tl.static_range(RUNS):
+                inside = i >= befores[i_run]
+                row = tl.where(inside, starts[i_run] + (i - befores[i_run]) * BN, row)
+                stop = tl.where(inside, stops[i_run], stop)
             b_most, b_sum, b_acc = _attended(
-                b_q, k_rows, v_rows, i_row, stop, b_most, b_sum, b_acc, scale, BN, not SPECIALIZE
+                b_q, k_rows, v_rows, row, stop, b_most, b_sum, b_acc, scale, BN, False
             )
     else:
         for i_run in tl.range(0, RUNS):
@@ -236,8 +249,8 @@ def chunk_attention(
     groups, width = runs.shape[1:3]
     out = torch.empty_like(q)
     first = n_q - (groups - 1) * block
-    plain = width == 1 and shifts is None
-    config = configuration("chunk_attention", _key(q, plain), _default(q, n_q), q.device)
+    key = f"D{d}_H{b * h}_N{n_q}" + ("" if shifts is None else "_sinks")
+    config = configuration("chunk_attention", key, _default(q, n_q), q.device)
     rows = config["rows"]
     tiles = triton.cdiv(first, rows) + (groups - 1) * triton.cdiv(block, rows)
     with torch.cuda.device_of(q):
@@ -247,7 +260,7 @@ def chunk_attention(
             n_q, first, block, tokens, slots * tokens, k.stride(0), h, _scale(d),
             D=d, RUNS=width, PAIRS=0 if shifts is None else shifts.shape[3],
             BM=rows, BN=config["keys"], STAGES=config["num_stages"],
-            SPECIALIZE=plain and bool(config["specialize"]),
+            SPECIALIZE=shifts is None and bool(config["specialize"]),
             num_warps=config["num_warps"], num_stages=config["num_stages"],
         )  # fmt: skip
     return out
@@ -266,10 +279,6 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 def _scale(head_dim: int) -> float:
     """What scores are multiplied by before powers of two are taken of them."""
     return math.log2(math.e) / math.sqrt(head_dim)
-
-
-def _key(q: Tensor, plain: bool) -> str:
-    return f"D{q.shape[3]}_H{q.shape[0] * q.shape[2]}_N{q.shape[1]}" + ("" if plain else "_runs")
 
 
 def _default(q: Tensor, queries: int) -> Config:
@@ -327,17 +336,16 @@ def _check(
 
 
 def _shipped(
-    name: str, config: Config, sms: tuple[int, ...], *, d: int = 128, runs: int = 1, pairs: int = 0,
-    dtype: str = "bf16",
+    name: str, config: Config, sms: tuple[int, ...], *, d: int, pairs: int = 0,
 ) -> Shipped:  # fmt: skip
-    pointers = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), f"*{dtype}:16")
+    pointers = dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), "*bf16:16")
     numbers = dict.fromkeys(("queries", "first", "block", "tokens", "rows", "h"), "i32")
     tables = {"p_runs": "*i32:16", "p_shifts": "*fp32:16"}
     return Shipped(
         name=name,
         kernel=_chunk_attention_kernel,
         signature={**pointers, **numbers, **tables, "s_ring": "i32:16", "scale": "fp32"},
-        constants={"D": d, "RUNS": runs, "PAIRS": pairs, "BM": config["rows"], "BN": config["keys"],
+        constants={"D": d, "RUNS": 4, "PAIRS": pairs, "BM": config["rows"], "BN": config["keys"],
                    "STAGES": config["num_stages"], "SPECIALIZE": bool(config["specialize"])},
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
@@ -349,13 +357,12 @@ def _shipped_all() -> Iterator[Shipped]:
     for d in WIDTHS:
         pairs = time_pairs(d)
         yield _shipped(f"d{d}-wide", _WIDE, (90, 100), d=d)
-        yield _shipped(f"d{d}-wide-sinks", _WIDE, (90, 100), d=d, runs=3, pairs=pairs)
+        yield _shipped(f"d{d}-wide-sinks", _WIDE, (90, 100), d=d, pairs=pairs)
         yield _shipped(f"d{d}-narrow", _NARROW, (90, 100), d=d)
-        yield _shipped(f"d{d}-narrow-sinks", _NARROW, (90, 100), d=d, runs=3, pairs=pairs)
+        yield _shipped(f"d{d}-narrow-sinks", _NARROW, (90, 100), d=d, pairs=pairs)
         yield _shipped(f"d{d}-lean", _LEAN, (80, 120), d=d)
-        yield _shipped(f"d{d}-lean-sinks", _LEAN, (80, 120), d=d, runs=3, pairs=pairs)
+        yield _shipped(f"d{d}-lean-sinks", _LEAN, (80, 120), d=d, pairs=pairs)
         yield _shipped(f"d{d}-specialized", _SPECIALIZED, (90,), d=d)
-    yield _shipped("d128-wide-blocks", _WIDE, (90, 100), runs=3)
 
 
 SHIPPED = tuple(_shipped_all())
@@ -372,7 +379,7 @@ def _tunable(h: int, tokens: int, sinks: int) -> Tunable:
         shifts = tables[1] if sinks else None
         return lambda: chunk_attention(q, k, v, tables[0], shifts, 3 * tokens)
 
-    key = f"D128_H{h}_N{3 * tokens}" + ("_runs" if sinks else "")
+    key = f"D128_H{h}_N{3 * tokens}" + ("_sinks" if sinks else "")
     candidates = [_WIDE, _NARROW, _LEAN, _config(128, 128, 8, 3), _config(64, 128, 4, 2)]
     candidates += [_config(64, 64, 4, 2), _config(128, 64, 4, 3), _config(128, 64, 8, 4)]
     if not sinks:

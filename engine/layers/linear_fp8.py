@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +25,14 @@ from livereel.kernels.linear_fp8 import (
 )
 
 from ..errors import InputError
-
-Road: TypeAlias = Literal["reference", "op"]
+from .road import Road
 
 
 class LinearFP8(nn.Module):
     """A bf16 `nn.Linear` in fp8; each row of the input and of the weight has a scale of its own.
 
-    `road` is "op" for the Triton kernel and the library's product (CUDA, Hopper or newer) and
-    "reference" for plain torch; it is set once, when a model is loaded.
+    On the `triton` road (Hopper or newer) a kernel quantizes the input and the library multiplies;
+    other roads compute the same in plain torch. It is set once, when a model is loaded.
     """
 
     weight: Tensor
@@ -51,7 +49,7 @@ class LinearFP8(nn.Module):
     def forward(self, x: Tensor | Rows) -> Tensor:
         """`[..., K]`, as it is or quantized already, to `[..., N]` in bf16."""
         weight = Rows(self.weight, self.scale)
-        if self.road == "op":
+        if self.road == "triton":
             rows = x if isinstance(x, Rows) else Rows(*quantize_rows(x))
             return linear_fp8(rows, weight, self.bias, torch.bfloat16)
         rows = x if isinstance(x, Rows) else quantize_rows_reference(x)
@@ -60,7 +58,7 @@ class LinearFP8(nn.Module):
 
 def norm_modulate_rows(x: Tensor, scale: Tensor, shift: Tensor, eps: float, road: Road) -> Rows:
     """`norm_modulate` for several `LinearFP8` that read the same, quantized once for all."""
-    if road == "op":
+    if road == "triton":
         return Rows(*norm_modulate_fp8(x, scale, shift, eps))
     return norm_modulate_fp8_reference(x, scale, shift, eps)
 

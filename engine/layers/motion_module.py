@@ -27,9 +27,9 @@ from livereel.kernels.temporal_attention import temporal_attention, temporal_att
 from ..errors import InputError
 from .attention import attention
 from .module_list import module_list
+from .road import Road
 
 Mask: TypeAlias = Literal["full", "causal", "sparse_causal"]
-Road: TypeAlias = Literal["reference", "op"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,8 @@ class Tables:
 class TemporalAttention(nn.Module):
     """Attention over frames at each pixel.
 
-    `road` is "op" for the Triton kernel (on CUDA) and "reference" for plain torch; it is set once,
-    when a model is loaded.
+    On the `triton` road that is one kernel, on others plain torch; it is set once, when a model is
+    loaded.
     """
 
     def __init__(self, width: int, heads: int, mask: Mask = "full") -> None:
@@ -113,7 +113,7 @@ class TemporalAttention(nn.Module):
             )
             q_add = q_add[: x.shape[1]] if q_at is None else q_add[q_at[0].long()]
             q = q + q_add[:, None, None]
-        run = temporal_attention if self.road == "op" else temporal_attention_reference
+        run = temporal_attention if self.road == "triton" else temporal_attention_reference
         y = run(q, k, v, self.mask, q_at, k_at, k_add, v_add)
         out: Tensor = self.to_out[0](y.flatten(-2))
         return out

@@ -173,7 +173,9 @@ def test_equals_the_reference_in_fp64(
 
 @pytest.mark.interpreter
 def test_the_loop_for_specialized_warps_gives_the_same() -> None:
-    x = Inputs.random(PLAIN, 5, 7, 7, 7, 2, 64, shifted=False, dtype=torch.float32)
+    """Runs longer than a block and shorter, and one of nothing before others."""
+    runs = [[[Run(3, 2), Run(0, 0), Run(1, 1)], [Run(1, 4)]], [[], [Run(4, 1), Run(0, 1)]]]
+    x = Inputs.random(runs, 5, 11, 3, 22, 1, 64, shifted=False, dtype=torch.float32)
     with forced("chunk_attention", SMALL | {"specialize": 1}):
         out = chunk_attention(*x.arguments())
     truth = chunk_attention_reference(*x.wide())

@@ -138,8 +138,8 @@ def test_product_on_the_gpu(m: int, k: int, n: int, device: torch.device) -> Non
 
 @pytest.mark.parametrize(
     "road",
-    [pytest.param("reference"), pytest.param("op", marks=pytest.mark.interpreter),
-     pytest.param("op", marks=pytest.mark.gpu)],
+    [pytest.param("reference"), pytest.param("triton", marks=pytest.mark.interpreter),
+     pytest.param("triton", marks=pytest.mark.gpu)],
 )  # fmt: skip
 @torch.inference_mode()
 def test_layers_take_the_road_they_are_given(road: Any, device: torch.device) -> None:
@@ -150,7 +150,7 @@ def test_layers_take_the_road_they_are_given(road: Any, device: torch.device) ->
     layer, reference = LinearFP8(linear, road), LinearFP8(linear)
     with Recorded() as ran:
         outs = layer(x), layer(norm_modulate_rows(x, scale, shift, EPS, road))
-    assert ran.names == (["quantize_rows", "norm_modulate_fp8"] if road == "op" else [])
+    assert ran.names == (["quantize_rows", "norm_modulate_fp8"] if road == "triton" else [])
     wanted = reference(x), reference(norm_modulate_rows(x, scale, shift, EPS, "reference"))
     for out, want in zip(outs, wanted, strict=True):
         torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2)

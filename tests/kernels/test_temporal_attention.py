@@ -166,8 +166,8 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "road",
-    [pytest.param("reference"), pytest.param("op", marks=pytest.mark.interpreter),
-     pytest.param("op", marks=pytest.mark.gpu)],
+    [pytest.param("reference"), pytest.param("triton", marks=pytest.mark.interpreter),
+     pytest.param("triton", marks=pytest.mark.gpu)],
 )  # fmt: skip
 @torch.inference_mode()
 def test_motion_modules_take_the_road_they_are_given(road: Any, device: torch.device) -> None:
@@ -181,5 +181,5 @@ def test_motion_modules_take_the_road_they_are_given(road: Any, device: torch.de
             layer.road = road
     with Recorded() as ran:
         out, _ = module.stream(x, state)
-    assert ran.names == (["temporal_attention"] * 2 if road == "op" else [])
+    assert ran.names == (["temporal_attention"] * 2 if road == "triton" else [])
     torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
