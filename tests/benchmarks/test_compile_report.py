@@ -10,7 +10,6 @@ from livereel.benchmarks import compile_report
 from livereel.benchmarks.compile_report import HEAD, Row, main, shipped
 from livereel.kernels.compile import Compiled
 
-
 COMPILED = Compiled(sm=90, registers=168, stack_bytes=16, shared_bytes=1024, warps=12, cubin=b"")
 # Where a cached property keeps what it found: so nothing is disassembled.
 COMPILED.__dict__["opcodes"] = Counter(
