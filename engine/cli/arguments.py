@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,10 @@ def fit_size(wanted: tuple[int, int] | None, folder: ModelFolder) -> tuple[int, 
     if max(wanted) > MAX_SIDE:
         raise InputError(f"size {wanted[0]}x{wanted[1]}: a side has at most {MAX_SIDE} pixels")
     return wanted
+
+
+def check_file(path: Path) -> None:
+    """Raise `InputError` now rather than after an hour's work."""
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"cannot write {path}: name a file in a folder that exists")

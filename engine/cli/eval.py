@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ..errors import InputError
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.clips + options.streams + options.changes + options.scenes == 0:
         raise InputError("nothing to score: --clips, --streams, --changes and --scenes are all 0")
     if options.json is not None:
-        _check_file(Path(options.json))
+        arguments.check_file(Path(options.json))
     arguments.find_model(options.model)
 
     from ..demo.evaluate import evaluate
@@ -103,10 +102,3 @@ class _Stages:
 
     def clear(self) -> None:
         self._bar.clear()
-
-
-def _check_file(path: Path) -> None:
-    """Raise `InputError` now rather than after an hour's work."""
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"cannot write {path}: name a file in a folder that exists")

@@ -7,7 +7,7 @@ import pytest
 
 from livereel.engine import __version__, cli
 
-COMMANDS = ("generate", "info", "eval", "convert")
+COMMANDS = ("generate", "info", "eval", "convert", "tune", "bench")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -61,6 +61,8 @@ def test_options_stay_as_they_are() -> None:
     assert options["convert"] == sorted(
         ["--dtype", "--heads", "--help", "--output", "--recipe", "--text", "--vae"]
     )
+    assert options["tune"] == ["--help", "--output", "--rounds"]
+    assert options["bench"] == ["--help", "--json", "--rounds"]
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
