@@ -26,7 +26,9 @@ from .jit import jit, tl, triton
 BASE = 10000.0
 
 
-def time_rotations(positions: Tensor | Sequence[int], pairs: int) -> Tensor:
+def time_rotations(
+    positions: Tensor | Sequence[int] | Sequence[Sequence[int]], pairs: int
+) -> Tensor:
     """Cosines and sines `[..., pairs, 2]`, fp32, of whole positions `[...]`, reckoned in fp64."""
     rates = BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
     angles = torch.as_tensor(positions).double().unsqueeze(-1) * rates
