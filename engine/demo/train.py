@@ -316,8 +316,7 @@ def dit_loss(
             losses.append((flow[size:].float() - (noise - clean)).square().mean())
             past = dit.past(length, clean.shape[3], clean.shape[4], twice(own, size))
             first += length
-    weights = torch.tensor([float(n) for n in CHUNKS[:chunks]], device=latents.device)
-    loss = (torch.stack(losses) * weights).sum() / weights.sum()
+    loss = torch.stack(losses).mean()
     return loss, {f"chunk{i}": float(x.detach()) for i, x in enumerate(losses)}
 
 
@@ -343,12 +342,13 @@ def own_guess(dit: WanTransformer, clean: Tensor, kv: KV, past: Past | None) -> 
     return x
 
 
-CURRICULUM = ((0.3, 1, 32), (0.75, 2, 12), (1.0, 4, 8))
-"""Up to which share of the time the DiT sees how many chunks, in batches of how many."""
+def train_dit(
+    run: Path, *, minutes: float, rate: float, seed: int, picture_share: float, machine: Machine
+) -> None:
+    """Train on pictures for a share of the time, then on whole clips with some pictures.
 
-
-def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Machine) -> None:
-    """First pictures, then ever longer sequences, in the end on the model's own past."""
+    A stream's first chunk is a picture: what it shows, the later ones carry on.
+    """
     torch.manual_seed(seed)
     pool = load_pool(run)
     model = TextToVideo()
@@ -362,14 +362,19 @@ def train_dit(run: Path, *, minutes: float, rate: float, seed: int, machine: Mac
     scale = 8 if machine.device.type == "cuda" else 1
     start = time.monotonic()
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        share = (time.monotonic() - start) / 60 / minutes
-        _, chunks, size = next(row for row in CURRICULUM if share < row[0] or row[0] == 1.0)
-        latents, captions = pool.clips, pool.clip_captions
-        if chunks == 1:
-            latents, captions = pool.pictures, pool.picture_captions
+    def loss_on(
+        latents: Tensor, captions: Tensor, size: int, rollout: float
+    ) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(latents), (scale * size,))
-        return dit_loss(model, latents[rows].to(machine.device), captions[rows], chunks, 0.5)
+        picked = latents[rows].to(machine.device)
+        return dit_loss(model, picked, captions[rows], captions.shape[1], rollout)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        if time.monotonic() - start < 60 * minutes * picture_share:
+            return loss_on(pool.pictures, pool.picture_captions, 32, 0.0)
+        pictures, _ = loss_on(pool.pictures, pool.picture_captions, 16, 0.0)
+        clips, parts = loss_on(pool.clips, pool.clip_captions, 8, 0.5)
+        return clips + 0.3 * pictures, {**parts, "pictures": float(pictures.detach())}
 
     run_loop(
         model, loss_of, minutes=minutes, rate=rate, decay=0.998,
@@ -436,6 +441,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw clips")
     parser.add_argument("--full-share", type=float, default=0.2, help="vae: share on 128x128")
+    parser.add_argument(
+        "--picture-share", type=float, default=0.5, help="dit: share on single pictures"
+    )
     parser.add_argument("--clips", type=int, default=3000, help="latents: how many clips")
     parser.add_argument("--steps", type=int, default=6, help="pack: passes a chunk")
     parser.add_argument(
@@ -453,7 +461,10 @@ def main(argv: list[str] | None = None) -> None:
     elif args.stage == "latents":
         encode_pool(args.run, clips=args.clips, **common)
     elif args.stage == "dit":
-        train_dit(args.run, minutes=args.minutes, rate=args.rate, **common)
+        train_dit(
+            args.run, minutes=args.minutes, rate=args.rate, picture_share=args.picture_share,
+            **common,
+        )  # fmt: skip
     elif args.stage == "pack":
         write_model(args.run, args.out, steps=args.steps)
     else:
