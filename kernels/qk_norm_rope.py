@@ -103,14 +103,13 @@ def _qk_norm_rope_kernel(
     i_token, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_t, i_n = i_token // n, i_token % n
 
-    pair = tl.arange(0, D // 2)
-    in_time = pair < TIME_PAIRS
-    p_time += ((i_b * t + i_t) * TIME_PAIRS + pair) * 2
-    p_space += (i_n * (D // 2 - TIME_PAIRS) + pair - TIME_PAIRS) * 2
-    b_cos = tl.load(p_time, mask=in_time, other=0.0)
-    b_cos += tl.load(p_space, mask=pair >= TIME_PAIRS, other=0.0)
-    b_sin = tl.load(p_time + 1, mask=in_time, other=0.0)
-    b_sin += tl.load(p_space + 1, mask=pair >= TIME_PAIRS, other=0.0)
+    pair = tl.arange(0, D // 2)[:, None]
+    at = 2 * pair + tl.arange(0, 2)[None, :]  # cosine and sine
+    p_time += (i_b * t + i_t) * (2 * TIME_PAIRS) + at
+    p_space += i_n * (D - 2 * TIME_PAIRS) + at - 2 * TIME_PAIRS
+    b_turns = tl.load(p_time, mask=pair < TIME_PAIRS, other=0.0)
+    b_turns += tl.load(p_space, mask=pair >= TIME_PAIRS, other=0.0)
+    b_cos, b_sin = tl.split(b_turns)
 
     head = tl.arange(0, ROWS)[:, None]
     mask = head < H
