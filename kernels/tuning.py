@@ -60,6 +60,7 @@ def configuration(op: str, key: str, default: Config, device: torch.device) -> C
     return found if found is not None and found.keys() == default.keys() else default
 
 
+@lru_cache(maxsize=16)
 def chip(device: torch.device) -> str:
     """`sm_90` for a CUDA device of compute capability 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
