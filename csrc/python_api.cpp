@@ -4,6 +4,7 @@
 
 #include "pacer.h"
 #include "philox.h"
+#include "python_cpu.h"
 #include "rms_norm_silu.h"
 #include "window.h"
 
@@ -72,6 +73,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("fill_normal", &fill_normal, py::arg("out"), py::kw_only(), py::arg("seed"),
         py::arg("chunk"), py::arg("step"));
   m.def("rms_norm_silu", &rms_norm_silu, py::arg("x"), py::arg("gain"), py::arg("y"));
+
+  livereel::register_cpu(m);
 
   py::class_<livereel::Window>(m, "Window")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),

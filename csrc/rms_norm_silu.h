@@ -7,13 +7,10 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+
+#include "bfloat16.h"
 
 namespace livereel {
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
 
 void rms_norm_silu(const float* x, const float* gain, float* y, std::size_t rows,
                    std::size_t channels);

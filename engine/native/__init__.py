@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 try:
-    from ._core import Pace, Pacer, Timing, Window, fill_normal, philox4x32_10, rms_norm_silu
+    from ._core import (
+        Pace,
+        Pacer,
+        PackedMatrix,
+        Timing,
+        Window,
+        attention,
+        convolve,
+        dot_supported,
+        fill_normal,
+        layer_norm,
+        linear,
+        pad,
+        philox4x32_10,
+        qk_norm_rotate,
+        rms_norm,
+        rms_norm_silu,
+        rotate,
+        to_bytes,
+        unfold,
+    )
 except ImportError as error:
     raise ImportError(
         "LiveReel's native core is not built for this Python: install the package "
@@ -13,9 +33,21 @@ except ImportError as error:
 __all__ = [
     "Pace",
     "Pacer",
+    "PackedMatrix",
     "Timing",
     "Window",
+    "attention",
+    "convolve",
+    "dot_supported",
     "fill_normal",
+    "layer_norm",
+    "linear",
+    "pad",
     "philox4x32_10",
+    "qk_norm_rotate",
+    "rms_norm",
     "rms_norm_silu",
+    "rotate",
+    "to_bytes",
+    "unfold",
 ]

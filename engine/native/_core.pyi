@@ -31,6 +31,102 @@ def rms_norm_silu(
     `ValueError` for other shapes and types.
     """
 
+# The kernels of `csrc/cpu`, whose headers have the formulas. Tensors come as DLPack capsules, as
+# `torch.utils.dlpack.to_dlpack` gives them: bfloat16 but for gains, biases, gates and tables, which
+# are float32. They are looked at, not taken, and may be passed again. All give up the GIL while
+# they work, in `threads` threads, and raise `ValueError` for tensors of other types or shapes,
+# `TypeError` for what is no such capsule. Only where `dot_supported()` may they be called.
+
+def dot_supported() -> bool:
+    """Whether this build and this processor have AVX512-BF16."""
+
+class PackedMatrix:
+    """Weights `[outputs, depth, taps]`, an even depth, copied into the order the kernels read."""
+
+    def __init__(self, weights: object) -> None: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def taps(self) -> int: ...
+
+def linear(
+    x: object,
+    weights: PackedMatrix,
+    y: object,
+    bias: object | None,
+    gelu: bool,
+    residual: object | None,
+    gate: object | None,
+    threads: int,
+) -> None:
+    """`y = x w^T + bias`, then GELU, then `residual + gate y`, as far as they are asked for.
+
+    `gate` `[groups, outputs]` has a row for each of as many even parts of x's rows. `y` may be
+    `residual`.
+    """
+
+def layer_norm(
+    x: object, scale: object, shift: object, y: object, offset: float, eps: float, threads: int
+) -> None:
+    """`y = norm(x) (offset + scale) + shift` over the last dim; `scale` and `shift`
+    `[groups, width]`. `y` may be `x`."""
+
+def rms_norm(x: object, gain: object, eps: float, y: object, threads: int) -> None:
+    """`y = x / sqrt(mean(x^2) + eps) * gain` over the last dim. `y` may be `x`."""
+
+def rotate(x: object, cos: object, sin: object, y: object, threads: int) -> None:
+    """Rotate `[..., heads, head]` by tables `[positions, ..., head]`, row r by position
+    `r % positions`."""
+
+def qk_norm_rotate(
+    qkv: object,
+    q_gain: object,
+    k_gain: object,
+    eps: float,
+    cos: object,
+    sin: object,
+    q: object,
+    k: object,
+    k_rotated: object,
+    threads: int,
+) -> None:
+    """Of `qkv` `[rows, 3 width]` the queries, normed and rotated, and the keys, normed, and then
+    rotated too."""
+
+def attention(
+    q: object, keys: Sequence[object], values: Sequence[object], out: object, threads: int
+) -> None:
+    """`out = softmax(q k^T / sqrt(width)) v` of `[tokens, heads, width]`, over the keys of all
+    pieces."""
+
+def pad(
+    x: object, past: object | None, gain: object | None, out: object, kept: object | None,
+    threads: int,
+) -> None:  # fmt: skip
+    """Frames `[T, H, W, C]` behind those of `past` and within a border, as large as `out` has room
+    for; with `gain`, those of `x` normed and through SiLU. `kept` becomes the newest frames."""
+
+def convolve(
+    x: object,
+    weights: PackedMatrix,
+    taps: Sequence[tuple[int, int, int]],
+    bias: object | None,
+    residual: object | None,
+    out: object,
+    threads: int,
+) -> None:
+    """`out` `[T, H, W, outputs]`, any strides but the last, from `x` `[T', H', W', depth]`, whose
+    frames, rows and columns `taps` count from; plus `residual`, laid out as `out` is."""
+
+def unfold(x: object, y: object, threads: int) -> None:
+    """`[T, H, W, 3 p p]`, channels in the order (color, column, row), to `[T, p H, p W, 3]` in
+    [-1, 1]."""
+
+def to_bytes(x: object, y: npt.NDArray[np.uint8], threads: int) -> None:
+    """[-1, 1] to 0..255, rounded to nearest; `y` one-dimensional and contiguous."""
+
 class Window:
     """The KV ring's arithmetic: a stream's first `sinks` latent frames, the newest `anchors` of
     those whose number is a multiple of `anchor_every`, and the newest `window`.
