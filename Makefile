@@ -18,7 +18,7 @@ NATIVE := $(shell find csrc -type f)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-kernels test-full lint tidy types ctest sanitize bench clean
+.PHONY: help demo test test-kernels test-interpreted test-compiled test-full lint tidy types ctest sanitize bench clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -75,12 +75,17 @@ test: lint types ctest test-kernels $(BUILD)/wheel/.built
 test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
 	$(BIN)/pytest -m "$(ORDINARY)" --timeout 7200 --wheel=$(BUILD)/wheel
 
-# Triton's kernels without a GPU: what they compute, alone and in the models, and what they compile
-# to.
+# Triton's kernels without a GPU, side by side: what they compute, alone and in the models, and what
+# they compile to.
 INTERPRETED := tests/kernels $(shell grep -rl mark.interpreter tests/engine tests/benchmarks)
 
 test-kernels: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-interpreted test-compiled
+
+test-interpreted: $(VENV)/.installed-dev
 	TRITON_INTERPRET=1 $(BIN)/pytest -m "interpreter and not gpu" $(INTERPRETED)
+
+test-compiled: $(VENV)/.installed-dev
 	$(BIN)/pytest -m "compile and not gpu" tests/kernels
 
 lint: tidy
