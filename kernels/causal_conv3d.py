@@ -47,7 +47,15 @@ from torch.nn import functional as F
 
 from .compile import Shipped
 from .conv_call import ConvCall, conv_config
-from .conv_tile import finish, scratch, sum_pixels, sum_runs
+from .conv_tile import (
+    finish,
+    frames_in_runs,
+    frames_out_runs,
+    scratch,
+    sum_pixels,
+    sum_runs,
+    weight_in_blocks,
+)
 from .jit import jit, tl, triton
 from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
 from .tuning import Config, Tunable, configuration
@@ -66,7 +74,6 @@ def causal_conv3d_reference(
     """What `causal_conv3d` does, in plain torch and the dtype of `x`."""
     history = weight.shape[2] - stride_t
     seen = torch.cat([_past(x, cache, history), x], dim=1)
-    kept = seen[:, seen.shape[1] - history :].clone()
     z = (seen[..., :-1, :] if gutter else seen).permute(0, 4, 1, 2, 3)
     over_h, over_w = weight.shape[3] // 2, weight.shape[4] // 2
     before = (over_w, over_h) if stride == 1 else (0, 0)
@@ -79,24 +86,27 @@ def causal_conv3d_reference(
         y = y + residual
     none = x.new_empty(0)
     activated = none if gain is None else rms_norm_silu_reference(y, gain)
-    return y.contiguous() if keep_y else none, activated, kept
+    return y.contiguous() if keep_y else none, activated, _newest(x, cache, history)
 
 
 @jit
 def _causal_conv3d_kernel(
     p_x: tl.tensor, p_cache: tl.tensor, p_weight: tl.tensor, p_bias: tl.tensor,
     p_residual: tl.tensor, p_gain: tl.tensor, p_y: tl.tensor, p_activated: tl.tensor,
-    p_kept: tl.tensor, T: int, H: int, W: int, H_out: int, W_out: int, x_batch: int, x_frame: int,
-    cache_batch: int, cache_frame: int, kept_frame: int, y_frame: int,
+    T: int, H: int, W: int, H_out: int, W_out: int, x_batch: int, x_frame: int,
+    cache_batch: int, cache_frame: int, y_frame: int,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, K_T: tl.constexpr, K_H: tl.constexpr,
     K_W: tl.constexpr, STRIDE_T: tl.constexpr, STRIDE: tl.constexpr, FRAMES_OUT: tl.constexpr,
     GUTTER: tl.constexpr, FRAMES: tl.constexpr, B_M: tl.constexpr, B_N: tl.constexpr,
-    B_REST: tl.constexpr, B_K: tl.constexpr, TMA: tl.constexpr,
+    B_REST: tl.constexpr, PIECE: tl.constexpr, B_K: tl.constexpr, TILES: tl.constexpr,
+    TMA: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A program takes `B_M` pixels of `FRAMES` output frames and a block of channels.
+    """A program takes `FRAMES` output frames and a block of channels; of pixels, every so many
+    tiles of `B_M`, as there are programs to share them.
 
-    Programs that differ only in their channels are neighbors, so that they share their input in
-    the cache. `T` counts output frames before `FRAMES_OUT` are made of each.
+    Programs that differ only in their channels are neighbors, and so are those of neighboring
+    pixels, so that they find their input in the cache. `T` counts output frames before
+    `FRAMES_OUT` are made of each.
     """
     HISTORY: tl.constexpr = K_T - STRIDE_T
     PAD_H: tl.constexpr = K_H // 2 if STRIDE == 1 else 0
@@ -108,17 +118,12 @@ def _causal_conv3d_kernel(
     i_block = tl.program_id(0) % (FRAMES_OUT * BLOCKS)
     i_group = i_block // BLOCKS
     i_n = i_group * C + i_block % BLOCKS * (B_N + B_REST)
-    i_m = tl.program_id(0) // (FRAMES_OUT * BLOCKS) * B_M
     steps = T // FRAMES
     i_step = tl.program_id(1) % steps
     i_b = (tl.program_id(1) // steps).to(tl.int64)
     i_t = i_step.to(tl.int64) * FRAMES
     P = W + GUTTER
     P_out = W_out + GUTTER
-    b_row = i_m + tl.arange(0, B_M)
-    b_h, b_w = b_row // P_out, b_row % P_out
-    b_stored = b_row < H_out * P_out
-    b_real = b_stored & (b_w < W_out)
 
     p_x += i_b * x_batch
     p_cache += i_b * cache_batch
@@ -128,38 +133,49 @@ def _causal_conv3d_kernel(
         p_past = p_cache + i_seen * cache_frame
         p_frames += (tl.where(i_seen < HISTORY, p_past, p_x + (i_seen - HISTORY) * x_frame),)
     if TMA:
-        b_sums = sum_runs(
-            p_frames, p_weight, i_n, i_m - PAD_H * P - PAD_W, H * P, P,
-            C_IN, C_OUT, K_T, K_H, K_W, FRAMES, B_M, B_N, B_REST, B_K,
-        )  # fmt: skip
-    else:
-        b_sums = sum_pixels(
-            p_frames, p_weight, i_n, b_h * STRIDE - PAD_H, b_w * STRIDE - PAD_W, b_real, H, W, P,
-            C_IN, C_OUT, K_T, K_H, K_W, B_M, B_N, B_REST, B_K, EVEN,
-        )  # fmt: skip
-    for f in tl.static_range(FRAMES):
-        at = ((i_b * T + i_t + f) * FRAMES_OUT + i_group) * y_frame - i_group * C
-        finish(
-            b_sums[f * PARTS : (f + 1) * PARTS],
-            p_bias,
-            None if p_residual is None else p_residual + at,
-            p_gain,
-            None if p_y is None else p_y + at,
-            None if p_activated is None else p_activated + at,
-            i_n, (i_group + 1) * C, b_row, b_stored, b_real, C,
-        )  # fmt: skip
+        d_frames = frames_in_runs(p_frames, H * P, C_IN, B_M, B_K)
+        K: tl.constexpr = K_T * K_H * K_W * C_IN
+        d_weight = weight_in_blocks(p_weight, C_OUT, K, B_N, B_REST, B_K)
+        frames_out = tl.num_programs(1) * (FRAMES * FRAMES_OUT)
+        size = H_out * P_out
+        if p_residual is not None:
+            residual = frames_out_runs(p_residual, frames_out, size, y_frame, C, B_M, PIECE)
+        if p_y is not None:
+            y = frames_out_runs(p_y, frames_out, size, y_frame, C, B_M, PIECE)
+        if p_activated is not None:
+            activated = frames_out_runs(p_activated, frames_out, size, y_frame, C, B_M, PIECE)
 
-    if p_kept is not None and i_block == 0:
-        for i in range(i_step, HISTORY, steps):
-            i_seen = (T * STRIDE_T + i).to(tl.int64)
-            p_past = p_cache + i_seen * cache_frame
-            p_from = tl.where(i_seen < HISTORY, p_past, p_x + (i_seen - HISTORY) * x_frame)
-            p_to = p_kept + (i_b * HISTORY + i) * kept_frame
-            for i_c in range(0, C_IN, B_K):
-                b_c = i_c + tl.arange(0, B_K)
-                b_at = b_row[:, None] * C_IN + b_c[None, :]
-                mask = b_stored[:, None] & (b_c < C_IN)[None, :]
-                tl.store(p_to + b_at, tl.load(p_from + b_at, mask=mask), mask=mask)
+    first = tl.program_id(0) // (FRAMES_OUT * BLOCKS)
+    sharing = tl.num_programs(0) // (FRAMES_OUT * BLOCKS)
+    for i in tl.range(0, TILES):
+        i_tile = first + i * sharing
+        b_row = i_tile * B_M + tl.arange(0, B_M)
+        b_h, b_w = b_row // P_out, b_row % P_out
+        b_stored = b_row < H_out * P_out
+        b_real = b_stored & (b_w < W_out)
+        if TMA:
+            b_sums = sum_runs(
+                d_frames, d_weight, i_n, i_tile * B_M - PAD_H * P - PAD_W, P,
+                C_IN, K_T, K_H, K_W, FRAMES, B_M, B_N, B_REST, B_K,
+            )  # fmt: skip
+        else:
+            b_sums = sum_pixels(
+                p_frames, p_weight, i_n, b_h * STRIDE - PAD_H, b_w * STRIDE - PAD_W, b_real,
+                H, W, P, C_IN, C_OUT, K_T, K_H, K_W, B_M, B_N, B_REST, B_K, EVEN,
+            )  # fmt: skip
+        for f in tl.static_range(FRAMES):
+            i_frame = (i_b * T + i_t + f) * FRAMES_OUT + i_group
+            at = i_frame * y_frame
+            finish(
+                b_sums[f * PARTS : (f + 1) * PARTS],
+                None if p_bias is None else p_bias + i_group * C,
+                None if p_residual is None else residual if TMA else p_residual + at,
+                p_gain,
+                None if p_y is None else y if TMA else p_y + at,
+                None if p_activated is None else activated if TMA else p_activated + at,
+                i_n - i_group * C, i_frame.to(tl.int32), i_tile * B_M, b_row, b_stored, b_real,
+                C, B_M, B_N, PIECE, TMA,
+            )  # fmt: skip
 
 
 @torch.library.custom_op("livereel::causal_conv3d", mutates_args=())
@@ -187,7 +203,7 @@ def causal_conv3d(
     call = ConvCall.of(x, weight, residual, gain, stride_t, stride, frames_out, gutter)
     call.check(x, cache, weight, bias, residual, gain)
     past = _past(x, cache, call.history) if call.history else x
-    y, activated, kept = call.results(x)
+    y, activated = call.results(x)
     config = configuration("causal_conv3d", call.key, call.default(x, past), x.device)
     config = call.fitting(config)
     fused = gain is not None and config["channels"] >= call.c_out
@@ -196,16 +212,16 @@ def causal_conv3d(
     with torch.cuda.device_of(x):
         if config["tma"]:
             triton.set_allocator(scratch)
-        _causal_conv3d_kernel[(call.tiles(config), call.batch * steps)](
+        _causal_conv3d_kernel[(call.programs(config), call.batch * steps)](
             x, past, weight, bias, residual, gain if fused else None, y if written else None,
-            activated if fused else None, kept if call.history else None,
-            call.t_out, call.h, call.w, call.h_out, call.w_out, x.stride(0), x.stride(1),
-            past.stride(0), past.stride(1), x[0, 0].numel(), y[0, 0].numel(),
+            activated if fused else None, call.t_out, call.h, call.w, call.h_out, call.w_out,
+            x.stride(0), x.stride(1), past.stride(0), past.stride(1), y[0, 0].numel(),
             **call.constants(config), num_warps=config["num_warps"],
             num_stages=config["num_stages"],
         )  # fmt: skip
     if gain is not None and not fused:
         activated = rms_norm_silu(y, gain)
+    kept = _newest(x, cache, call.history)
     return y if keep_y else x.new_empty(0), activated, kept
 
 
@@ -216,8 +232,8 @@ def _(
     frames_out: int = 1, gutter: bool = False, keep_y: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     call = ConvCall.of(x, weight, residual, gain, stride_t, stride, frames_out, gutter)
-    y, activated, kept = call.results(x)
-    return y if keep_y else x.new_empty(0), activated, kept
+    y, activated = call.results(x)
+    return y if keep_y else x.new_empty(0), activated, _newest(x, cache, call.history)
 
 
 def _past(x: Tensor, cache: Tensor | None, history: int) -> Tensor:
@@ -226,6 +242,13 @@ def _past(x: Tensor, cache: Tensor | None, history: int) -> Tensor:
         return cache
     b, _, h, columns, c = x.shape
     return x.new_zeros(1, 1, h, columns, c).expand(b, history, h, columns, c)
+
+
+def _newest(x: Tensor, cache: Tensor | None, history: int) -> Tensor:
+    """The next call's cache, in memory of its own."""
+    if x.shape[1] < history:
+        x = torch.cat([_past(x, cache, history), x], dim=1)
+    return x[:, x.shape[1] - history :].clone(memory_format=torch.contiguous_format)
 
 
 def _layer(
@@ -259,9 +282,9 @@ def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
         "p_activated": layer.normed,
         "p_y": layer.residual or not layer.normed,
     }
-    present = ("p_x", "p_cache", "p_weight", "p_bias", "p_kept")
+    present = ("p_x", "p_cache", "p_weight", "p_bias")
     pointers = [*present, *(name for name, given in optional.items() if given)]
-    frames = ("x_batch", "x_frame", "cache_batch", "cache_frame", "kept_frame", "y_frame")
+    frames = ("x_batch", "x_frame", "cache_batch", "cache_frame", "y_frame")
     return Shipped(
         name=layer.key + ("-runs" if config["tma"] else "-pixels"),
         kernel=_causal_conv3d_kernel,
@@ -305,17 +328,26 @@ def _tunable(layer: ConvCall) -> Tunable:
         )[pick]  # fmt: skip
 
     channels = layer.runs()["channels"]
-    depth = layer.pixels()["depth"]
     candidates = (
-        *(conv_config(channels, frames=frames, tma=1, stages=stages)
-          for frames in (1, 2) for stages in (2, 3, 4)),
-        *(conv_config(channels, pixels=64, frames=frames, tma=1, warps=4, stages=stages)
-          for frames in (1, 2) for stages in (2, 3)),
+        *(
+            conv_config(channels, frames=frames, tma=1, tiles=tiles, stages=stages)
+            for frames in (1, 2)
+            for tiles in (1, 2, 4)
+            for stages in (2, 3)
+        ),
+        *(
+            conv_config(channels, pixels=64, frames=frames, tma=1, warps=4, stages=stages)
+            for frames in (1, 2)
+            for stages in (2, 3)
+        ),
         conv_config(channels, pixels=256, tma=1, stages=2),
-        conv_config(channels, depth=64, tma=1, stages=2),
-        *(conv_config(channels, pixels=pixels, depth=depth, warps=warps, stages=stages)
-          for pixels, warps in ((64, 4), (128, 4), (128, 8), (256, 8)) for stages in (3, 4)),
-    )  # fmt: skip
+        *(
+            conv_config(channels, pixels=pixels, depth=depth, warps=pixels // 16, stages=stages)
+            for pixels in (64, 128)
+            for depth in (32, 64)
+            for stages in (3, 4)
+        ),
+    )
     return Tunable(op="causal_conv3d", key=layer.key, candidates=candidates, prepare=prepare)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checks import FLOATS, check_device, check_like, check_vector, describe
-from .conv_tile import block_for, block_of
+from .conv_tile import block_for, block_of, piece_of
 from .jit import triton
 from .tuning import Config
 
@@ -95,8 +95,8 @@ class ConvCall:
         border = k // 2 * (2 if self.stride == 1 else 1)
         return (size + border - k) // self.stride + 1
 
-    def results(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory for y, for what is normed (if any) and for the next cache."""
+    def results(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for y and for what is normed, if anything is."""
         y = x.new_empty(
             self.batch,
             self.t_out * self.frames_out,
@@ -104,8 +104,7 @@ class ConvCall:
             self.w_out + self.gutter,
             self.c_out // self.frames_out,
         )
-        activated = torch.empty_like(y) if self.normed else x.new_empty(0)
-        return y, activated, x.new_empty(self.batch, self.history, *x.shape[2:])
+        return y, torch.empty_like(y) if self.normed else x.new_empty(0)
 
     def check(
         self, x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None,
@@ -153,11 +152,17 @@ class ConvCall:
 
     def default(self, x: Tensor, past: Tensor) -> Config:
         """On Hopper by the tensor memory accelerator, where that can load `x` and its past."""
-        if x.device.type != "cuda" or x.dtype.itemsize != 2:
+        if x.dtype == torch.float32:
+            return self.exact()
+        if x.device.type != "cuda":
             return self.pixels()
-        aligned = self.c_in % 8 == 0 and all(
-            t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
-            for t in (x, past)
+        aligned = (
+            self.c_in % 8 == 0
+            and self.c_out // self.frames_out % 8 == 0
+            and all(
+                t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
+                for t in (x, past)
+            )
         )
         hopper = torch.cuda.get_device_capability(x.device)[0] == 9
         return self.runs() if hopper and aligned and self.in_runs else self.pixels()
@@ -169,15 +174,27 @@ class ConvCall:
         return self.gutter and unstrided and min(self.c_in, self.c_out // self.frames_out) >= 32
 
     def runs(self) -> Config:
-        """Two frames a program where their sums leave registers for what follows."""
+        """Two frames a program.
+
+        Of narrow layers two programs share a multiprocessor, so that one multiplies while the other
+        stores or makes descriptors; wide ones take two tiles where there are many.
+        """
         channels = block_for(self.c_out // self.frames_out)
-        pairs = self.kernel[0] > 1 and (channels <= 96 or not (self.residual and self.fused))
-        return conv_config(channels, depth=32, frames=2 if pairs else 1, tma=1)
+        frames = 2 if self.kernel[0] > 1 else 1
+        if channels <= 96:
+            return conv_config(channels, frames=frames, tma=1, stages=2)
+        tiles = 2 if self.h_out * self.w_out >= 2**16 else 1
+        return conv_config(channels, frames=frames, tma=1, tiles=tiles)
 
     def pixels(self) -> Config:
         """For any chip and any shape."""
         channels = block_for(self.c_out // self.frames_out)
         return conv_config(channels, depth=depth_for(self.c_in, channels))
+
+    def exact(self) -> Config:
+        """For fp32: right rather than fast."""
+        channels = min(64, block_for(self.c_out // self.frames_out))
+        return conv_config(channels, pixels=32, depth=16, warps=4, stages=2)
 
     def fitting(self, chosen: Config) -> Config:
         """`chosen`, with one frame a program where frames do not pair.
@@ -189,11 +206,12 @@ class ConvCall:
         pairs = chosen["tma"] and self.t_out % chosen["frames"] == 0
         return chosen if pairs else {**chosen, "frames": 1}
 
-    def tiles(self, chosen: Config) -> int:
-        """Programs for one step in time."""
+    def programs(self, chosen: Config) -> int:
+        """How many there are for one step in time."""
         size = self.h_out * (self.w_out + self.gutter)
         blocks = triton.cdiv(self.c_out // self.frames_out, chosen["channels"])
-        return int(triton.cdiv(size, chosen["pixels"]) * blocks * self.frames_out)
+        runs = triton.cdiv(size, chosen["pixels"] * chosen["tiles"])
+        return int(runs * blocks * self.frames_out)
 
     def constants(self, chosen: Config) -> dict[str, int]:
         """The kernel's `tl.constexpr` arguments."""
@@ -203,7 +221,8 @@ class ConvCall:
             C_IN=self.c_in, C_OUT=self.c_out, K_T=k_t, K_H=k_h, K_W=k_w, STRIDE_T=self.stride_t,
             STRIDE=self.stride, FRAMES_OUT=self.frames_out, GUTTER=int(self.gutter),
             FRAMES=chosen["frames"], B_M=chosen["pixels"], B_N=widest, B_REST=rest,
-            B_K=chosen["depth"], TMA=chosen["tma"],
+            PIECE=piece_of(chosen["channels"]), B_K=chosen["depth"], TILES=chosen["tiles"],
+            TMA=chosen["tma"],
         )  # fmt: skip
 
 
@@ -216,15 +235,16 @@ def depth_for(c_in: int, channels: int) -> int:
 
 def conv_config(
     channels: int, *, pixels: int = 128, depth: int = 32, frames: int = 1, tma: int = 0,
-    warps: int | None = None, stages: int | None = None,
+    tiles: int = 1, warps: int | None = None, stages: int | None = None,
 ) -> Config:  # fmt: skip
-    """`pixels` by `channels` of `frames` frames a program, `depth` input channels at a time."""
+    """`tiles` of `pixels` by `channels` of `frames` frames a program, `depth` inputs at a time."""
     return {
         "pixels": pixels,
         "channels": channels,
         "depth": depth,
         "frames": frames,
         "tma": tma,
+        "tiles": tiles,
         "num_warps": warps or (8 if channels >= 64 else 4),
         "num_stages": stages or (3 if tma or depth == 64 else 4),
     }

@@ -49,33 +49,49 @@ def zero_sums(
 
 
 @jit
-def sum_runs(
-    p_frames: tl.tuple, p_weight: tl.tensor, i_n: int, i_row: int, size: int, P: int,
-    C_IN: tl.constexpr, C_OUT: tl.constexpr, K_T: tl.constexpr, K_H: tl.constexpr,
-    K_W: tl.constexpr, FRAMES: tl.constexpr, B_M: tl.constexpr, B_N: tl.constexpr,
+def frames_in_runs(
+    p_frames: tl.tuple, size: int, C: tl.constexpr, B_M: tl.constexpr, B_K: tl.constexpr
+) -> tl.tuple:
+    """Descriptors by which `sum_runs` loads pixels of frames `[size, C]`."""
+    d_frames = tl.tuple(())
+    for f in tl.static_range(len(p_frames)):
+        d_frames += (tl.make_tensor_descriptor(p_frames[f], [size, C], [C, 1], [B_M, B_K]),)
+    return d_frames
+
+
+@jit
+def weight_in_blocks(
+    p_weight: tl.tensor, C_OUT: tl.constexpr, K: tl.constexpr, B_N: tl.constexpr,
     B_REST: tl.constexpr, B_K: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Descriptors by which `sum_runs` loads weights `[C', K]`."""
+    d_weight = tl.tuple((tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_N, B_K]),))
+    if B_REST > 0:
+        d_weight += (tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_REST, B_K]),)
+    return d_weight
+
+
+@jit
+def sum_runs(
+    d_frames: tl.tuple, d_weight: tl.tuple, i_n: int, i_row: int, P: int,
+    C_IN: tl.constexpr, K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr,
+    FRAMES: tl.constexpr, B_M: tl.constexpr, B_N: tl.constexpr, B_REST: tl.constexpr,
+    B_K: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
     """A tile whose taps are runs of pixels, loaded by the tensor memory accelerator (TMA).
 
-    Wants a gutter and strides of 1. `p_frames` has the `FRAMES + K_T - 1` input frames `[size, C]`
-    that the tile sees, `p_weight` `[C', K_T, K_H, K_W, C]`, of which channels from `i_n` on are
-    computed. The first tap's run begins at pixel `i_row`; pixels before and behind a frame read as
-    zeros, and so do channels behind the last, whence blocks need not divide anything.
+    Wants a gutter and strides of 1. `d_frames` has the `FRAMES + K_T - 1` input frames that the
+    tile sees, `d_weight` `[C', K_T, K_H, K_W, C]`, of which channels from `i_n` on are computed.
+    The first tap's run begins at pixel `i_row`; pixels before and behind a frame read as zeros, and
+    so do channels behind the last, whence blocks need not divide anything.
 
     A step of the loop takes all taps in time at once: a frame that two output frames see is loaded
     once for both, and each output pixel's sum is in the same order whichever frame of the tile it
     is in.
     """
     TAPS: tl.constexpr = K_H * K_W
-    K: tl.constexpr = K_T * TAPS * C_IN
     BLOCKS: tl.constexpr = (C_IN + B_K - 1) // B_K
     PARTS: tl.constexpr = 2 if B_REST > 0 else 1
-    d_frames = tl.tuple(())
-    for f in tl.static_range(FRAMES + K_T - 1):
-        d_frames += (tl.make_tensor_descriptor(p_frames[f], [size, C_IN], [C_IN, 1], [B_M, B_K]),)
-    d_weight = tl.tuple((tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_N, B_K]),))
-    if B_REST > 0:
-        d_weight += (tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_REST, B_K]),)
     b_sums = zero_sums(FRAMES, B_M, B_N, B_REST)
 
     for i in tl.range(0, TAPS * BLOCKS):
@@ -153,55 +169,94 @@ def sum_pixels(
 
 
 @jit
+def frames_out_runs(
+    p: tl.tensor, frames: int, size: int, frame: int, C: tl.constexpr, B_M: tl.constexpr,
+    PIECE: tl.constexpr,
+) -> tl.tensor_descriptor:  # fmt: skip
+    """A descriptor by which `finish` reaches frames `[size, C]` that lie `frame` numbers apart."""
+    return tl.make_tensor_descriptor(p, [frames, size, C], [frame, C, 1], [1, B_M, PIECE])
+
+
+@jit
+def halves(b: tl.tensor, M: tl.constexpr, N: tl.constexpr) -> tl.tuple:
+    """The left and the right half of `[M, N]`."""
+    b_left, b_right = tl.split(tl.permute(tl.reshape(b, [M, 2, N // 2]), [0, 2, 1]))
+    return b_left, b_right
+
+
+@jit
+def pieces(b_sums: tl.tuple, B_M: tl.constexpr, B_N: tl.constexpr, PIECE: tl.constexpr) -> tl.tuple:
+    """The sums of one frame cut into pieces of channels, all equally wide."""
+    b_pieces = tl.tuple((b_sums[0],))
+    if B_N > PIECE:
+        b_pieces = tl.tuple(halves(b_sums[0], B_M, B_N))
+    if B_N > 2 * PIECE:
+        b_left = tl.tuple(halves(b_pieces[0], B_M, B_N // 2))
+        b_pieces = b_left + tl.tuple(halves(b_pieces[1], B_M, B_N // 2))
+    return b_pieces + b_sums[1:]
+
+
+@jit
 def finish(
-    b_sums: tl.tuple, p_bias: tl.tensor, p_residual: tl.tensor, p_gain: tl.tensor,
-    p_y: tl.tensor, p_activated: tl.tensor, i_n: int, i_end: int, b_row: tl.tensor,
-    b_stored: tl.tensor, b_real: tl.tensor, C: tl.constexpr,
+    b_sums: tl.tuple, p_bias: tl.tensor, residual: tl.tensor, p_gain: tl.tensor, y: tl.tensor,
+    activated: tl.tensor, i_c: int, i_frame: int, i_row: int, b_row: tl.tensor,
+    b_stored: tl.tensor, b_real: tl.tensor, C: tl.constexpr, B_M: tl.constexpr,
+    B_N: tl.constexpr, PIECE: tl.constexpr, TMA: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add bias and residual and store; norm over channels, SiLU, and store again. Of one frame.
 
-    Channels from `i_n` up to `i_end` come from `p_residual` and go to `p_y` and `p_activated` (any
-    of which may be None), at pixel `b_row` of a frame `[.., C]` where `b_stored`; pixels that are
-    not `b_real` are stored as zeros. Where `p_activated` is given, the sums hold all channels.
+    The sums are of channels `i_c` and on, up to `C`, to which `p_bias` and `p_gain` point, too.
+    With `TMA`, `residual`, `y` and `activated` are descriptors by `frames_out_runs` and the pixels
+    are those from `i_row` on of frame `i_frame`; without, they point to the frame, and pixels
+    `b_row` are reached where `b_stored`. Any of them may be None. Pixels that are not `b_real` are
+    stored as zeros. Where `activated` is given, the sums hold all channels.
     """
-    # Wide blocks are cut in two, so that fewer registers are between memory and the sums.
-    WIDTH: tl.constexpr = b_sums[0].shape[1]
-    if WIDTH > 64:
-        halves = tl.reshape(b_sums[0], [b_row.shape[0], 2, WIDTH // 2])
-        b_left, b_right = tl.split(tl.permute(halves, [0, 2, 1]))
-        b_parts = tl.tuple((b_left, b_right)) + b_sums[1:]
-    else:
-        b_parts = b_sums
-    STEP: tl.constexpr = b_parts[0].shape[1]
-    b_squares = tl.zeros([b_row.shape[0], 1], tl.float32)
+    b_pieces = pieces(b_sums, B_M, B_N, PIECE)
+    b_squares = tl.zeros([B_M, 1], tl.float32)
     b_outs = tl.tuple(())
-    for part in tl.static_range(len(b_parts)):
-        b_n = i_n + part * STEP + tl.arange(0, b_parts[part].shape[1])
-        known = b_n < i_end
-        at = b_row[:, None] * C + b_n[None, :]
-        mask = b_stored[:, None] & known[None, :]
-        b_out = b_parts[part]
+    for i in tl.static_range(len(b_pieces)):
+        b_c = i_c + i * PIECE + tl.arange(0, PIECE)
+        b_at = b_row[:, None] * C + b_c[None, :]
+        mask = b_stored[:, None] & (b_c < C)[None, :]
+        b_out = b_pieces[i]
         if p_bias is not None:
-            b_out += tl.load(p_bias + b_n, mask=known, other=0.0).to(tl.float32)[None, :]
-        if p_residual is not None:
-            b_out += tl.load(p_residual + at, mask=mask, other=0.0).to(tl.float32)
+            b_out += tl.load(p_bias + b_c, mask=b_c < C, other=0.0).to(tl.float32)[None, :]
+        if residual is not None:
+            if TMA:
+                b_residual = residual.load([i_frame, i_row, i_c + i * PIECE]).reshape(B_M, PIECE)
+            else:
+                b_residual = tl.load(residual + b_at, mask=mask, other=0.0)
+            b_out += b_residual.to(tl.float32)
         b_out = tl.where(b_real[:, None], b_out, 0.0)
-        if p_y is not None:
-            tl.store(p_y + at, b_out.to(p_y.dtype.element_ty), mask=mask)
-        if p_activated is not None:
+        if y is not None:
+            if TMA:
+                b_rounded = b_out.to(y.dtype).reshape(1, B_M, PIECE)
+                y.store([i_frame, i_row, i_c + i * PIECE], b_rounded)
+            else:
+                tl.store(y + b_at, b_out.to(y.dtype.element_ty), mask=mask)
+        if activated is not None:
             b_squares += tl.sum(b_out * b_out, 1, keep_dims=True)
         b_outs += (b_out,)
-    if p_activated is not None:
+    if activated is not None:
         ROOT: tl.constexpr = C**0.5
         b_scale = ROOT / tl.maximum(tl.sqrt(b_squares), 1e-12)
-        for part in tl.static_range(len(b_parts)):
-            b_n = i_n + part * STEP + tl.arange(0, b_parts[part].shape[1])
-            known = b_n < i_end
-            b_gain = tl.load(p_gain + b_n, mask=known, other=0.0).to(tl.float32)
-            b_out = silu(b_outs[part] * b_scale * b_gain[None, :])
-            at = b_row[:, None] * C + b_n[None, :]
-            mask = b_stored[:, None] & known[None, :]
-            tl.store(p_activated + at, b_out.to(p_activated.dtype.element_ty), mask=mask)
+        for i in tl.static_range(len(b_pieces)):
+            b_c = i_c + i * PIECE + tl.arange(0, PIECE)
+            b_gain = tl.load(p_gain + b_c, mask=b_c < C, other=0.0).to(tl.float32)
+            b_out = silu(b_outs[i] * b_scale * b_gain[None, :])
+            if TMA:
+                b_rounded = b_out.to(activated.dtype).reshape(1, B_M, PIECE)
+                activated.store([i_frame, i_row, i_c + i * PIECE], b_rounded)
+            else:
+                b_at = b_row[:, None] * C + b_c[None, :]
+                mask = b_stored[:, None] & (b_c < C)[None, :]
+                tl.store(activated + b_at, b_out.to(activated.dtype.element_ty), mask=mask)
+
+
+def piece_of(channels: int) -> int:
+    """How many channels of a block are between sums and memory at a time."""
+    widest, rest = block_of(channels)
+    return rest or min(widest, 64)
 
 
 def block_of(channels: int) -> tuple[int, int]:

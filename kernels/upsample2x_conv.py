@@ -22,7 +22,17 @@ from .causal_conv3d import add_gutter
 from .checks import FLOATS, check_activations, check_device, check_vector, describe
 from .compile import Shipped
 from .conv_call import conv_config, depth_for
-from .conv_tile import block_for, block_of, finish, scratch, sum_pixels, sum_runs
+from .conv_tile import (
+    block_for,
+    block_of,
+    finish,
+    frames_in_runs,
+    piece_of,
+    scratch,
+    sum_pixels,
+    sum_runs,
+    weight_in_blocks,
+)
 from .jit import jit, tl, triton
 from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
 from .tuning import Config, Tunable, configuration
@@ -72,46 +82,52 @@ def _upsample2x_conv_kernel(
     p_x: tl.tensor, p_weight: tl.tensor, p_bias: tl.tensor, p_gain: tl.tensor, p_y: tl.tensor,
     p_activated: tl.tensor, H: int, W: int, x_frame: int, y_frame: int,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, GUTTER: tl.constexpr, B_M: tl.constexpr,
-    B_N: tl.constexpr, B_REST: tl.constexpr, B_K: tl.constexpr, TMA: tl.constexpr,
+    B_N: tl.constexpr, B_REST: tl.constexpr, PIECE: tl.constexpr, B_K: tl.constexpr,
+    TILES: tl.constexpr, TMA: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A program takes one parity's output pixels of `B_M` input pixels, and a block of channels."""
+    """A program takes one frame's output pixels of one parity and a block of channels; of input
+    pixels, every so many tiles of `B_M`, as there are programs to share them.
+    """
     BLOCKS: tl.constexpr = (C_OUT + B_N + B_REST - 1) // (B_N + B_REST)
     EVEN: tl.constexpr = C_IN % B_K == 0 and C_OUT % (B_N + B_REST) == 0
     i_n = tl.program_id(0) % BLOCKS * (B_N + B_REST)
     i_phase = tl.program_id(0) // BLOCKS % 4
-    i_m = tl.program_id(0) // (BLOCKS * 4) * B_M
     i_frame = tl.program_id(1).to(tl.int64)
     i_down, i_right = i_phase // 2, i_phase % 2
     P = W + GUTTER
-    b_row = i_m + tl.arange(0, B_M)
-    b_h, b_w = b_row // P, b_row % P
-    b_inside = b_row < H * P
-    b_real = b_inside & (b_w < W)
 
     p_frames = (p_x + i_frame * x_frame,)
     p_weight += i_phase * (C_OUT * 4 * C_IN)
     if TMA:
-        b_sums = sum_runs(
-            p_frames, p_weight, i_n, i_m + (i_down - 1) * P + i_right - 1, H * P, P,
-            C_IN, C_OUT, 1, 2, 2, 1, B_M, B_N, B_REST, B_K,
+        d_frames = frames_in_runs(p_frames, H * P, C_IN, B_M, B_K)
+        d_weight = weight_in_blocks(p_weight, C_OUT, 4 * C_IN, B_N, B_REST, B_K)
+
+    first = tl.program_id(0) // (BLOCKS * 4)
+    for i in tl.range(0, TILES):
+        i_tile = first + i * (tl.num_programs(0) // (BLOCKS * 4))
+        b_row = i_tile * B_M + tl.arange(0, B_M)
+        b_h, b_w = b_row // P, b_row % P
+        b_inside = b_row < H * P
+        b_real = b_inside & (b_w < W)
+        if TMA:
+            b_sums = sum_runs(
+                d_frames, d_weight, i_n, i_tile * B_M + (i_down - 1) * P + i_right - 1, P,
+                C_IN, 1, 2, 2, 1, B_M, B_N, B_REST, B_K,
+            )  # fmt: skip
+        else:
+            b_sums = sum_pixels(
+                p_frames, p_weight, i_n, b_h + i_down - 1, b_w + i_right - 1, b_real, H, W, P,
+                C_IN, C_OUT, 1, 2, 2, B_M, B_N, B_REST, B_K, EVEN,
+            )  # fmt: skip
+        # The gutter's pixel of the input stands for that of the output and none beside it.
+        b_stored = b_inside & (b_w * 2 + i_right < 2 * W + GUTTER)
+        b_out = (b_h * 2 + i_down) * (2 * W + GUTTER) + b_w * 2 + i_right
+        at = i_frame * y_frame
+        finish(
+            b_sums, p_bias, None, p_gain, None if p_y is None else p_y + at,
+            None if p_activated is None else p_activated + at, i_n, 0, 0, b_out, b_stored, b_real,
+            C_OUT, B_M, B_N, PIECE, False,
         )  # fmt: skip
-    else:
-        b_sums = sum_pixels(
-            p_frames, p_weight, i_n, b_h + i_down - 1, b_w + i_right - 1, b_real, H, W, P,
-            C_IN, C_OUT, 1, 2, 2, B_M, B_N, B_REST, B_K, EVEN,
-        )  # fmt: skip
-    # The gutter's pixel of the input stands for that of the output and for nothing beside it.
-    b_stored = b_inside & (b_w * 2 + i_right < 2 * W + GUTTER)
-    finish(
-        b_sums,
-        p_bias,
-        None,
-        p_gain,
-        None if p_y is None else p_y + i_frame * y_frame,
-        None if p_activated is None else p_activated + i_frame * y_frame,
-        i_n, C_OUT, (b_h * 2 + i_down) * (2 * W + GUTTER) + b_w * 2 + i_right, b_stored, b_real,
-        C_OUT,
-    )  # fmt: skip
 
 
 @torch.library.custom_op("livereel::upsample2x_conv", mutates_args=())
@@ -138,11 +154,12 @@ def upsample2x_conv(
         raise ValueError("upsample2x_conv loads runs (tma) only with a gutter")
     fused = gain is not None and config["channels"] >= c_out
     written = keep_y or not fused
-    tiles = triton.cdiv(h * columns, config["pixels"]) * triton.cdiv(c_out, config["channels"])
+    runs = triton.cdiv(h * columns, config["pixels"] * config["tiles"])
+    blocks = triton.cdiv(c_out, config["channels"])
     with torch.cuda.device_of(x):
         if config["tma"]:
             triton.set_allocator(scratch)
-        _upsample2x_conv_kernel[(4 * tiles, b * t)](
+        _upsample2x_conv_kernel[(runs * blocks * 4, b * t)](
             x, phases, bias, gain if fused else None, y if written else None,
             activated if fused else None, h, w, x[0, 0].numel(), y[0, 0].numel(),
             **_constants(c_in, c_out, gutter, config), num_warps=config["num_warps"],
@@ -191,17 +208,19 @@ def _constants(c_in: int, c_out: int, gutter: bool, config: Config) -> dict[str,
     widest, rest = block_of(config["channels"])
     return dict(
         C_IN=c_in, C_OUT=c_out, GUTTER=int(gutter), B_M=config["pixels"], B_N=widest, B_REST=rest,
-        B_K=config["depth"], TMA=config["tma"],
+        PIECE=piece_of(config["channels"]), B_K=config["depth"], TILES=config["tiles"],
+        TMA=config["tma"],
     )  # fmt: skip
 
 
 def _default(x: Tensor, c_out: int, gutter: bool) -> Config:
-    """As `causal_conv3d`: runs on Hopper, else pixels."""
+    """As `causal_conv3d`: runs on Hopper, else pixels; fp32 right rather than fast."""
+    if x.dtype == torch.float32:
+        return conv_config(min(64, block_for(c_out)), pixels=32, depth=16, warps=4, stages=2)
     runs = (
         gutter
         and x.device.type == "cuda"
         and torch.cuda.get_device_capability(x.device)[0] == 9
-        and x.dtype.itemsize == 2
         and x.shape[-1] % 8 == 0
         and min(x.shape[-1], c_out) >= 32
         and x.data_ptr() % 16 == 0
@@ -210,7 +229,7 @@ def _default(x: Tensor, c_out: int, gutter: bool) -> Config:
 
 
 def _runs(c_out: int) -> Config:
-    return conv_config(block_for(c_out), depth=64, tma=1)
+    return conv_config(block_for(c_out), depth=64, tma=1, tiles=8)
 
 
 def _pixels(c_in: int, c_out: int) -> Config:

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from livereel.kernels.causal_conv3d import add_gutter, causal_conv3d, causal_conv3d_reference
+from livereel.kernels.causal_conv3d import (
+    SHIPPED,
+    _causal_conv3d_kernel,
+    add_gutter,
+    causal_conv3d,
+    causal_conv3d_reference,
+)
 from livereel.kernels.compile import compile_for
 from livereel.kernels.conv_call import ConvCall, conv_config
 from livereel.kernels.conv_tile import block_for
@@ -40,6 +46,7 @@ class Case:
     channels: int = 0
     depth: int = 32
     pixels: int = 16
+    tiles: int = 1
 
 
 @dataclass
@@ -94,7 +101,7 @@ def launch(case: Case) -> dict[str, int]:
     return dict(
         conv_config(
             case.channels or block_for(case.out // case.frames_out), pixels=case.pixels,
-            depth=case.depth, frames=case.frames, tma=case.tma,
+            depth=case.depth, frames=case.frames, tma=case.tma, tiles=case.tiles,
         )
     )  # fmt: skip
 
@@ -104,10 +111,12 @@ CASES = {
     "pixels": Case(SMALL, gutter=False, cache=False),
     "pixels, gutter": Case(SMALL, residual=True, norm=True),
     "pixels, parts": Case((1, 1, 3, 7, 16), 40, gutter=False, norm=True, depth=16, keep_y=False),
+    "pixels, tiles": Case((1, 2, 3, 11, 20), 40, (3, 1, 1), gutter=False, tiles=2, channels=32),
     "runs": Case(SMALL, tma=1, residual=True, norm=True),
     "runs, pairs": Case((2, 4, 3, 5, 20), tma=1, frames=2, norm=True),
     "runs, pairs, parts": Case((1, 2, 3, 5, 20), 40, tma=1, frames=2, residual=True, norm=True),
-    "runs, halves": Case((1, 1, 1, 20, 8), 150, (1, 3, 3), tma=1, residual=True, norm=True),
+    "runs, pairs, tiles": Case((1, 4, 3, 11, 20), 40, (3, 1, 3), tma=1, frames=2, tiles=2),
+    "runs, halves": Case((1, 1, 1, 20, 8), 152, (1, 3, 3), tma=1, residual=True, norm=True),
     "runs, deep": Case((1, 2, 2, 7, 72), 20, tma=1, cache=False, bias=False),
     "norm apart": Case((1, 2, 3, 3, 12), 40, (3, 1, 1), channels=32, norm=True, keep_y=False),
     "two frames of one, runs": Case((1, 2, 3, 5, 20), 40, (3, 1, 1), frames_out=2, tma=1, frames=2),
@@ -248,38 +257,48 @@ def test_passes_torchs_checks_of_custom_ops() -> None:
 
 
 @pytest.mark.compile
-def test_compiles_where_sizes_are_one() -> None:
+@pytest.mark.parametrize(
+    ("road", "dtype"), [("runs", "bf16"), ("pixels", "bf16"), ("exact", "fp32")]
+)
+def test_compiles_where_sizes_are_one(road: str, dtype: str) -> None:
     """A size of 1 is a constant to Triton, where others are numbers."""
-    case = Case((1, 1, 1, 1, 32), 32)
-    call = Call.draw(case, torch.bfloat16, torch.device("cpu"))
-    x, _, weight, *_ = call.tensors
-    assert x is not None and weight is not None
-    shipped = ConvCall.of(x, weight, None, None, 1, 1, 1, True)
-    from livereel.kernels.causal_conv3d import _causal_conv3d_kernel
-
-    pointers = dict.fromkeys(("p_x", "p_cache", "p_weight", "p_bias", "p_y", "p_kept"), "*bf16:16")
-    strides = ("x_batch", "x_frame", "cache_batch", "cache_frame", "kept_frame", "y_frame")
-    for config in (shipped.runs(), shipped.pixels()):
-        compiled = compile_for(
-            _causal_conv3d_kernel,
-            {**pointers, **dict.fromkeys(strides, "i32")},
-            {
-                **dict.fromkeys(("p_residual", "p_gain", "p_activated")),
-                **dict.fromkeys(("T", "H", "W", "H_out", "W_out"), 1),
-                **shipped.constants(shipped.fitting(config)),
-            },
-            sm=90,
-        )
-        assert compiled.instructions["HGMMA"] > 0
+    layer = ConvCall(
+        batch=1, t=1, h=1, w=1, c_in=32, c_out=32, kernel=(3, 3, 3), gutter=True, residual=False
+    )  # fmt: skip
+    pointers = ("p_x", "p_cache", "p_weight", "p_bias", "p_y")
+    compiled = compile_for(
+        _causal_conv3d_kernel,
+        {
+            **dict.fromkeys(pointers, f"*{dtype}:16"),
+            **dict.fromkeys(("x_batch", "x_frame", "cache_batch", "cache_frame", "y_frame"), "i32"),
+        },
+        {
+            **dict.fromkeys(("p_residual", "p_gain", "p_activated")),
+            **dict.fromkeys(("T", "H", "W", "H_out", "W_out"), 1),
+            **layer.constants(layer.fitting(getattr(layer, road)())),
+        },
+        sm=90,
+        num_stages=2,
+    )
+    assert compiled.spills == 0
+    assert dtype == "fp32" or compiled.instructions["HGMMA"] > 0
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("rows", [96, 192])
-def test_blackwells_accumulators_fit_its_tensor_memory(rows: int) -> None:
-    """Where they don't, Triton compiles a kernel that does nothing but trap."""
-    from livereel.kernels.causal_conv3d import SHIPPED
+def test_two_programs_of_narrow_layers_share_a_hopper_multiprocessor() -> None:
+    narrow = [s for s in SHIPPED if s.name.startswith("C96-96") and 90 in s.sms]
+    assert len(narrow) == 2
+    for compiled in (shipped.compile(90) for shipped in narrow):
+        assert compiled.registers * compiled.warps * 32 <= 65536 // 2
+        assert compiled.shared_bytes + 1024 <= 233_472 // 2
 
-    (shipped,) = (s for s in SHIPPED if s.name.startswith(f"C{rows}-{rows}") and 100 in s.sms)
+
+@pytest.mark.compile
+@pytest.mark.parametrize("channels", [96, 192])
+def test_blackwells_sums_fit_its_tensor_memory(channels: int) -> None:
+    """Where they don't, Triton compiles a kernel that does nothing but trap."""
+    named = f"C{channels}-{channels}"
+    (shipped,) = (s for s in SHIPPED if s.name.startswith(named) and 100 in s.sms)
     assert shipped.compile(100).instructions["UTCHMMA"] > 0
 
 

@@ -22,31 +22,31 @@ def call(
 
 def test_reckons_what_comes_out() -> None:
     x = torch.empty(1, 4, 6, 9, 32)
-    y, activated, kept = call().results(x)
-    assert y.shape == (1, 4, 6, 9, 48) and activated.shape == (0,)
-    assert kept.shape == (1, 2, 6, 9, 32)
-    _, activated, _ = call(normed=True).results(x)
+    y, activated = call().results(x)
+    assert y.shape == (1, 4, 6, 9, 48) and activated.shape == (0,) and call().history == 2
+    _, activated = call(normed=True).results(x)
     assert activated.shape == (1, 4, 6, 9, 48)
-    y, _, kept = call(weight=(48, 32, 3, 1, 1), frames_out=2).results(x)
-    assert y.shape == (1, 8, 6, 9, 24) and kept.shape == (1, 2, 6, 9, 32)
-    y, _, kept = call(weight=(48, 32, 3, 1, 1), stride_t=2).results(x)
-    assert y.shape == (1, 2, 6, 9, 48) and kept.shape == (1, 1, 6, 9, 32)
+    y, _ = call(weight=(48, 32, 3, 1, 1), frames_out=2).results(x)
+    assert y.shape == (1, 8, 6, 9, 24)
+    halved = call(weight=(48, 32, 3, 1, 1), stride_t=2)
+    y, _ = halved.results(x)
+    assert y.shape == (1, 2, 6, 9, 48) and halved.history == 1
     for columns, gutter, wide in ((9, False, 4), (9, True, 5), (8, True, 4)):
         shape = (1, 4, 7, columns, 32)
         halved = call(shape, (48, 32, 1, 3, 3), stride=2, gutter=gutter)
-        y, _, kept = halved.results(torch.empty(shape))
-        assert y.shape == (1, 4, 3, wide, 48) and kept.shape[1] == 0
+        y, _ = halved.results(torch.empty(shape))
+        assert y.shape == (1, 4, 3, wide, 48) and halved.history == 0
 
 
 def test_wide_convolutions_are_cut_into_blocks_that_fit_registers() -> None:
     def wide(channels: int, **options: bool) -> ConvCall:
         return call((1, 4, 6, 9, channels), (channels, channels, 3, 3, 3), **options)
 
-    assert wide(96, residual=True, normed=True).runs() == conv_config(96, frames=2, tma=1)
+    assert wide(96, normed=True).runs() == conv_config(96, frames=2, tma=1, stages=2)
     assert wide(192, normed=True).runs() == conv_config(192, frames=2, tma=1)
-    both = wide(192, residual=True, normed=True)
-    assert both.runs() == conv_config(192, frames=1, tma=1)
-    assert both.key == "C192-192_k333_gutter_residual_fused"
+    large = call((1, 4, 240, 417, 192), (192, 192, 3, 3, 3))
+    assert large.runs() == conv_config(192, frames=2, tma=1, tiles=2)
+    assert wide(192, residual=True, normed=True).key == "C192-192_k333_gutter_residual_fused"
     apart = wide(384, residual=True, normed=True)  # its norm is a launch of its own
     assert apart.runs() == conv_config(192, frames=2, tma=1)
     assert apart.key == "C384-384_k333_gutter_residual"
@@ -64,10 +64,11 @@ def test_fits_frames_to_a_program() -> None:
 
 
 def test_counts_programs() -> None:
-    assert call().tiles(conv_config(48, pixels=16)) == 4  # 54 pixels with the gutter
-    assert call().tiles(conv_config(32, pixels=64)) == 2
+    assert call().programs(conv_config(48, pixels=16)) == 4  # 54 pixels with the gutter
+    assert call().programs(conv_config(32, pixels=64)) == 2
+    assert call().programs(conv_config(48, pixels=16, tiles=3)) == 2
     doubled = call(weight=(48, 32, 3, 1, 1), frames_out=2)
-    assert doubled.tiles(conv_config(16, pixels=64)) == 4
+    assert doubled.programs(conv_config(16, pixels=64)) == 4
 
 
 @pytest.mark.parametrize(
