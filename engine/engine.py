@@ -18,7 +18,7 @@ from torch import Tensor
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
 from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_FPS
 from .errors import InputError
-from .layers.pixels import to_float, to_uint8
+from .layers.pixels import to_float
 from .memory import shortage_told
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling import schedule
@@ -151,7 +151,9 @@ class Engine:
         Snapshots may come from strangers: a restored session costs no more than `open` at its size
         does. Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
         """
-        state, tensors, light = load_state(snapshot, model=self._fingerprint)
+        state, tensors, light = load_state(
+            snapshot, model=self._fingerprint, layout=self.runner.layout
+        )
         self._size(state.width, state.height)
         session = self._session(state, fps, frames, pace)
         session.adopt(tensors, light=light)
@@ -273,7 +275,7 @@ class Engine:
         caches, at = None, 0
         for i, part in enumerate(torch.split(clean, CLIP_PART, dim=2)):
             decoded, caches = runner.decode(part, caches)
-            frames = to_uint8(decoded)[: count - at]
+            frames = runner.frames(decoded)[: count - at]
             pixels[at : at + len(frames)] = frames
             at += len(frames)
             tell(steps + i + 1, total)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import InputError, ResourceError
-from .layers.pixels import to_uint8
 from .memory import shortage_told
 from .native import Pacer
+from .runners.watch import Watch
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
 from .state import fill_state, save_state
@@ -54,26 +53,6 @@ class _NotBegun:
     """Stands for a chunk that was given up before it was begun, in a pause say."""
 
 
-class _Watch:
-    """Seconds by stage. On a GPU a reading waits for the work queued so far."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds = {"text": 0.0, "dit": 0.0, "cache": 0.0, "vae": 0.0, "convert": 0.0}
-        self.start = self.last = self._now()
-
-    def lap(self, stage: str) -> None:
-        """Book the time since the last lap on `stage`."""
-        now = self._now()
-        self.seconds[stage] += now - self.last
-        self.last = now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
 class Session:
     """A stream to iterate over, in a `for` or an `async for`; made by `Engine.open`.
 
@@ -105,6 +84,7 @@ class Session:
         self._config = config
         self._state = state
         self._sampler = runner.sampler(config, state.width, state.height)
+        self._maker = runner.maker(self._sampler)
         self._model = model
         chunk = config.chunk_latents * runner.vae.temporal_factor
         self._pacer = Pacer(rate=fps, chunk=chunk, adapt=pace)
@@ -175,11 +155,14 @@ class Session:
 
         Exact by default: what follows is bitwise what would have followed. `light` keeps the
         window's clean latents instead of the caches computed from them: far smaller, but the
-        frames that follow are close, not equal. Queued controls are not part of it. Waits for a
-        chunk in the making.
+        frames that follow are close, not equal. An exact one is taken for a light one where it is
+        restored on another road, by which state is laid out otherwise. Queued controls are not part
+        of it. Waits for a chunk in the making.
         """
         with self._making:
-            return save_state(self._state, model=self._model, light=light)
+            return save_state(
+                self._state, model=self._model, layout=self._runner.layout, light=light
+            )
 
     @shortage_told()
     @torch.inference_mode()
@@ -193,7 +176,7 @@ class Session:
         check_steps(state.steps, self._config)
         fill_state(state, tensors, self._sampler, self._runner, light=light)
         if light and state.recent is not None:
-            self._sampler.rebuild(state, self._text(state, _Watch(self._runner.device)))
+            self._sampler.rebuild(state, self._text(state, Watch(self._runner.device)))
             _, state.caches = self._runner.decode(state.recent)
 
     # Iteration
@@ -279,7 +262,7 @@ class Session:
 
     def _make(self, state: StreamState, updates: Sequence[_Update]) -> Chunk:
         """The next chunk; `state` becomes what follows it."""
-        watch, passes = _Watch(self._runner.device), 0
+        watch, passes = Watch(self._runner.device), 0
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
         if state.pending is not None and (updates or not self._sampler.denoiser.in_place):
@@ -290,22 +273,21 @@ class Session:
         if state.chunk == 0 and state.picture is not None:
             latents = state.picture
         else:
-            paced = replace(state, steps=pace.passes)
-            latents = self._sampler.sample(paced, text, self._negative)
-            passes += self._sampler.passes(paced, self._negative)
+            latents = self._maker.latents(state, text, self._negative, pace.passes)
+            passes += self._sampler.passes(pace.passes, self._negative)
         self._sampler.keep(state, latents)
         watch.lap("dit")
-        decoded, state.caches = self._runner.decode(latents, state.caches)
-        watch.lap("vae")
-        frames = to_uint8(decoded)
-        watch.lap("convert")
+        arriving, state.caches = self._maker.frames(latents, state.caches, watch)
+        self._maker.ahead(state, text, self._negative, pace.passes)
+        frames = arriving()
+        watch.stop()
         return self._send(state, frames, watch, passes, pace, updates)
 
     def _send(
         self,
         state: StreamState,
         frames: Frames,
-        watch: _Watch,
+        watch: Watch,
         passes: int,
         pace: Pace,
         updates: Sequence[_Update],
@@ -333,7 +315,7 @@ class Session:
         return Chunk(frames=frames, index=index, pts=pts, stats=stats, applied=applied)
 
     def _apply(
-        self, state: StreamState, updates: Sequence[_Update], watch: _Watch, *, recache: bool
+        self, state: StreamState, updates: Sequence[_Update], watch: Watch, *, recache: bool
     ) -> int:
         """Let controls take hold, in order, with or without a recache; gives the passes taken."""
         passes = 0
@@ -353,7 +335,7 @@ class Session:
                 watch.lap("cache")
         return passes
 
-    def _text(self, state: StreamState, watch: _Watch) -> KV:
+    def _text(self, state: StreamState, watch: Watch) -> KV:
         """Keys and values of the present prompt (and of none at all, where guidance is on)."""
         config, runner = self._config, self._runner
         if state.text is None:

@@ -34,20 +34,21 @@ _LIMITS = {"seed": SEED_LIMIT, "latent": LATENT_LIMIT}
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
+_LATENTS = ("recent", "sinks", "anchors", "picture")
+"""What light snapshots hold."""
 
 
-def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
-    """A snapshot's bytes; `model` names the weights it belongs to."""
+def save_state(state: StreamState, *, model: str, layout: str, light: bool) -> bytes:
+    """A snapshot's bytes; `model` names the weights it belongs to, `layout` how its ring and caches
+    lie in memory."""
     from safetensors.torch import save
 
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
-    tensors = {
-        "recent": state.recent,
-        "sinks": state.sinks,
-        "anchors": state.anchors,
-        "picture": state.picture,
-    }
+    values["layout"] = layout
+    tensors = {name: getattr(state, name) for name in _LATENTS}
+    # The first chunk may be the sinks, or the picture, and the file wants memory of each one's own.
+    tensors = {name: None if x is None else x.clone() for name, x in tensors.items()}
     if light:
         values["latent"] += 0 if state.pending is None else state.pending.shape[2]
     else:
@@ -63,11 +64,13 @@ def save_state(state: StreamState, *, model: str, light: bool) -> bytes:
     return save(flat, {"livereel": json.dumps(values)})
 
 
-def load_state(data: bytes, *, model: str) -> tuple[StreamState, dict[str, Tensor], bool]:
+def load_state(
+    data: bytes, *, model: str, layout: str
+) -> tuple[StreamState, dict[str, Tensor], bool]:
     """The numbers in a snapshot's bytes, its tensors as they are, and whether it is a light one.
 
-    `fill_state` puts the two together. Raises `InputError` when the bytes are no snapshot, damaged,
-    or of another model.
+    One of another layout is made light. `fill_state` puts the two together. Raises `InputError`
+    when the bytes are no snapshot, damaged, or of another model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -89,6 +92,10 @@ def load_state(data: bytes, *, model: str) -> tuple[StreamState, dict[str, Tenso
         limit = _LIMITS.get(name, _COUNT_LIMIT)
         if type(number) is not int or not 0 <= number < limit:
             raise InputError(f"the snapshot's {name} is {number!r:.40}, which cannot be")
+    if light is not True and values.get("layout", "torch") != layout:
+        pending = tensors.get("pending")
+        numbers["latent"] += 0 if pending is None or pending.ndim != 5 else pending.shape[2]
+        tensors, light = {name: tensors[name] for name in _LATENTS if name in tensors}, True
     return StreamState(prompt=prompt, **numbers), tensors, light is True
 
 

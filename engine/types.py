@@ -5,7 +5,7 @@ Shape legend: B batch, T latent frames, F pixel frames, H W space, C channels, L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -190,6 +190,17 @@ class Pass(Protocol):
         """Leave the keys and values of clean latents in the ring."""
 
 
+class StaticPass(Pass, Protocol):
+    """A pass whose place is a table on the device, which can be written over with another."""
+
+    @property
+    def shape(self) -> Hashable:
+        """What is equal for passes that differ in their tables' values alone."""
+
+    def copy_(self, other: StaticPass) -> None:
+        """Take over the place of a pass of the same shape over the same ring."""
+
+
 class StreamDenoiser(Protocol):
     """A DiT that goes through a stream chunk by chunk, over a KV ring that is handed to it."""
 
@@ -208,8 +219,8 @@ class StreamDenoiser(Protocol):
         """Text `[B, L, D]` to the keys and values that cross-attention reads."""
 
     def at(self, places: Sequence[Place], ring: Ring, height: int, width: int) -> Pass:
-        """Passes over a chunk whose latents are `height` x `width`; if `in_place`, also over two
-        chunks in a row, each of which gets what it would get in a pass of its own."""
+        """Passes over a chunk whose latents are `height` x `width`; if `in_place`, `StaticPass`,
+        also over two chunks in a row, each of which gets what it would in a pass of its own."""
 
 
 class Transformer(Denoiser, CausalDenoiser, Protocol):
@@ -271,3 +282,10 @@ class VAE(Decoder, Protocol):
     @property
     def spatial_factor(self) -> int:
         """Pixels of each side that a latent pixel stands for."""
+
+
+class LoadedVAE(VAE, Protocol):
+    """A VAE in plain torch, from which others are made."""
+
+    def fused(self) -> VAE:
+        """The same VAE on Triton's kernels, with the weights as they are now."""

@@ -5,11 +5,14 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space, L token
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+
+from livereel.kernels.to_pixels import to_pixels, to_pixels_reference
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.load import load_component
@@ -19,12 +22,15 @@ from ..layers.road import pick_road
 from ..sampling.gathered import Gathered
 from ..sampling.stream import StreamSampler
 from ..text.encoder import TextEncoder
-from ..types import VAE, StreamDenoiser, Transformer
+from ..types import VAE, LoadedVAE, StreamDenoiser, Transformer
+from .gpu import CudaGpu
+from .makers import GraphedMaker, Maker
 
 if TYPE_CHECKING:
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
     from ..layers.road import Road
+    from ..types import Frames
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEVICES = "wanted auto, cpu, cuda or cuda:N"
@@ -60,7 +66,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class TorchRunner:
     """A loaded model. `dtype` is what the DiT and the VAE compute in.
 
-    `denoiser` is the DiT as streams run it, on the road that was chosen.
+    `denoiser` is the DiT as streams run it, `vae` the VAE and `to_bytes` what makes of its floats
+    `[B, 3, F, H, W]` bytes `[B, F, H, W, 3]`, all on the road that was chosen.
+    On a GPU streams replay `graphs` where the DiT works in the ring.
     """
 
     transformer: Transformer
@@ -70,6 +78,8 @@ class TorchRunner:
     device: torch.device
     dtype: torch.dtype
     road: Road
+    to_bytes: Callable[[Tensor], Tensor]
+    graphs: bool = True
 
     @classmethod
     def load(
@@ -85,7 +95,7 @@ class TorchRunner:
         channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=dtype)
         runner = cls.on_road(
-            taken, cast(Transformer, transformer), cast(VAE, vae), text, device, dtype
+            taken, cast(Transformer, transformer), cast(LoadedVAE, vae), text, device, dtype
         )
         for what, wanted, found in (
             ("latent channels from the VAE", runner.transformer.channels, runner.vae.channels),
@@ -99,15 +109,22 @@ class TorchRunner:
 
     @classmethod
     def on_road(
-        cls, road: Road, transformer: Transformer, vae: VAE, text_encoder: TextEncoder,
+        cls, road: Road, transformer: Transformer, vae: LoadedVAE, text_encoder: TextEncoder,
         device: torch.device, dtype: torch.dtype,
     ) -> TorchRunner:  # fmt: skip
         """A model of these parts, each on `road` where its shapes allow it."""
         denoiser: StreamDenoiser | None = None
+        codec: VAE = vae
+        to_bytes: Callable[[Tensor], Tensor] = to_pixels_reference
         if road == "triton":
-            denoiser = transformer.in_ring()
+            denoiser, codec, to_bytes = transformer.in_ring(), vae.fused(), to_pixels
         denoiser = denoiser or Gathered(transformer)
-        return cls(transformer, denoiser, vae, text_encoder, device, dtype, road)
+        return cls(transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes)
+
+    @property
+    def layout(self) -> str:
+        """How the ring and the caches of a stream lie in memory: that of "torch", or "triton"'s."""
+        return "triton" if self.road == "triton" else "torch"
 
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels."""
@@ -121,6 +138,12 @@ class TorchRunner:
             dtype=self.dtype,
             warm_up=self.vae.decoder_memory,
         )
+
+    def maker(self, sampler: StreamSampler) -> Maker:
+        """What makes a session's chunks."""
+        if self.graphs and self.device.type == "cuda" and self.denoiser.in_place:
+            return GraphedMaker(self, sampler, CudaGpu(self.device))
+        return Maker(self, sampler)
 
     def encode_text(self, prompt: str, length: int) -> Tensor:
         """The prompt's embedding `[1, L, D]`, zero-padded to L = `length`."""
@@ -137,14 +160,29 @@ class TorchRunner:
         """Normalized latents `[B, C, T, H, W]` to frames `[B, 3, F, H, W]` in [-1, 1]."""
         return self.vae.decode(self.ready(self.vae.denormalize(latents.float())), caches)
 
+    def frames(self, decoded: Tensor) -> Frames:
+        """What `decode` gave for one stream, as uint8 `[F, H, W, 3]` on the host."""
+        pixels: Frames = self.to_bytes(decoded)[0].cpu().numpy()
+        return pixels
+
     def cache_shapes(self, height: int, width: int) -> list[tuple[int, ...]]:
         """The shapes of the decoder's caches for latents of that size.
 
-        Found on a latent of a single pixel, with which caches grow.
+        Found on latents of a pixel or two: each side of a cache is a multiple of one of theirs, and
+        perhaps a constant more.
         """
-        pixel = torch.zeros(1, self.vae.channels, 1, 1, 1)
-        shapes = (cache.shape for cache in self.decode(pixel)[1])
-        return [(*shape[:3], shape[3] * height, shape[4] * width) for shape in shapes]
+        one, tall, wide = (self._cache_shapes(*size) for size in ((1, 1), (2, 1), (1, 2)))
+        return [
+            tuple(
+                a + (height - 1) * (b - a) + (width - 1) * (c - a)
+                for a, b, c in zip(*shapes, strict=True)
+            )
+            for shapes in zip(one, tall, wide, strict=True)
+        ]
+
+    def _cache_shapes(self, height: int, width: int) -> list[torch.Size]:
+        latents = torch.zeros(1, self.vae.channels, 1, height, width)
+        return [cache.shape for cache in self.decode(latents)[1]]
 
     def ready(self, x: Tensor) -> Tensor:
         """Frames or latents `[B, C, T, H, W]` on the device, in the dtype and layout of the VAE.

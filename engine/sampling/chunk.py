@@ -8,7 +8,6 @@ Shapes: C channels, T latent frames, H W latent space; batch 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,53 +22,67 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ChunkFlow:
-    """Flow as a function of (latents, timestep), guided away from `negative` unless it is None."""
+class Open:
+    """A cache pass to be run with the next chunk's first: `both` chunks' places, the `clean`
+    latents of the one before, and the time that they are cached at."""
 
-    chunk: Pass
+    both: Pass
+    clean: Tensor
+    time: float
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """All that a chunk's latents are computed from: nothing more is asked of the host.
+
+    `noise[0]` is the start and `noise[i + 1]` what step i mixes in, where the solver asks for it.
+    `passes` are the chunk's; they are given latents of `dtype`. With `negative`, flow is guided
+    away from it by `scale`.
+    """
+
+    passes: Pass
     text: KV
     negative: KV | None
     scale: float
+    noise: tuple[Tensor | None, ...]
+    solver: Solver
+    dtype: torch.dtype
+    open: Open | None = None
 
-    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Flow of the chunk at `x`."""
-        return self._guided(self.chunk.flow(x, timestep, self.text), x, timestep)
+    def first(self) -> Tensor:
+        """The first step's flow. The cache pass left open, if there is one, is in it."""
+        x = self._start.to(self.dtype)
+        if self.open is None:
+            return self._flow(x, 0)
+        clean = self.open.clean.to(self.dtype)
+        lead, own, time = clean.shape[2], x.shape[2], self._time(0, x)
+        times = torch.cat([time.new_full((lead,), self.open.time), time.expand(own)]).unsqueeze(0)
+        flow = self.open.both.flow(torch.cat([clean, x], dim=2), times, self.text)[:, :, lead:]
+        return self._guided(flow, x, 0)
 
-    def joined(
-        self, both: Pass, clean: Tensor, context_noise: float, x: Tensor, timestep: Tensor
-    ) -> Tensor:
-        """The same, in one pass with the cache pass over `clean`, the latents of the chunk before;
-        `both` are the two chunks' places."""
-        lead, own = clean.shape[2], x.shape[2]
-        times = torch.cat([timestep.new_full((lead,), context_noise), timestep.expand(own)])
-        latents = torch.cat([clean.to(x.dtype), x], dim=2)
-        flow = both.flow(latents, times.unsqueeze(0), self.text)[:, :, lead:]
-        return self._guided(flow, x, timestep)
+    def rest(self, flow: Tensor) -> Tensor:
+        """Clean latents `[1, C, T, H, W]`, fp32, from the first step's flow on."""
+        x, state = self._start, None
+        for i in range(len(self.solver.schedule.timesteps)):
+            if i > 0:
+                flow = self._flow(x.to(self.dtype), i)
+            x, state = self.solver.step(flow, x, i, state, self.noise[i + 1])
+        return x
 
-    def _guided(self, positive: Tensor, x: Tensor, timestep: Tensor) -> Tensor:
+    @property
+    def _start(self) -> Tensor:
+        assert self.noise[0] is not None
+        return self.noise[0]
+
+    def _flow(self, x: Tensor, i: int) -> Tensor:
+        return self._guided(self.passes.flow(x, self._time(i, x), self.text), x, i)
+
+    def _guided(self, positive: Tensor, x: Tensor, i: int) -> Tensor:
         if self.negative is None:
             return positive.float()
-        negative = self.chunk.flow(x, timestep, self.negative).float()
+        negative = self.passes.flow(x, self._time(i, x), self.negative).float()
         return guide(positive.float(), negative, self.scale)
 
-
-def denoise_chunk(
-    flow: Callable[[Tensor, Tensor], Tensor],
-    *,
-    noise: Callable[[int], Tensor],
-    solver: Solver,
-    dtype: torch.dtype,
-    first: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Walk the solver's schedule down to clean latents `[1, C, T, H, W]`, fp32.
-
-    `noise(0)` is the start and `noise(i + 1)` what step i mixes in, where the solver asks for it;
-    `dtype` is what `flow` is given, or `first` in its place at the first step.
-    """
-    x, state = noise(0), None
-    for i, t in enumerate(solver.schedule.timesteps):
-        timestep = torch.full((1,), t, dtype=torch.float32, device=x.device)
-        fresh = noise(i + 1) if solver.takes_noise(i) else None
-        at = first if first is not None and i == 0 else flow
-        x, state = solver.step(at(x.to(dtype), timestep), x, i, state, fresh)
-    return x
+    def _time(self, i: int, like: Tensor) -> Tensor:
+        t = self.solver.schedule.timesteps[i]
+        return torch.full((1,), t, dtype=torch.float32, device=like.device)

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
 from ..types import Place
 from . import schedule
-from .chunk import ChunkFlow, denoise_chunk
+from .chunk import ChunkPlan, Open
 from .noise import normal
 from .solvers import SOLVERS, Solver
 from .window import KVRing, window_of
@@ -117,36 +118,61 @@ class StreamSampler:
         clean latents of these."""
         return self.layout.anchors_before(max(0, total - self.config.window))
 
-    def passes(self, state: StreamState, negative: KV | None) -> int:
+    @staticmethod
+    def passes(steps: int, negative: KV | None) -> int:
         """Forwards of the DiT that `sample` takes."""
-        return state.steps * (1 if negative is None else 2)
+        return steps * (1 if negative is None else 2)
 
-    def sample(self, state: StreamState, text: KV, negative: KV | None) -> Tensor:
+    def sample(
+        self, state: StreamState, text: KV, negative: KV | None, steps: int | None = None
+    ) -> Tensor:
         """Clean latents `[1, C, T, H, W]`, normalized, fp32, of the chunk after those in the ring.
 
         `negative` are the keys and values of the prompt that guidance moves away from, or None. A
         cache pass left open, which only a denoiser that works in place may leave to this, is run
-        together with the first pass.
+        together with the first pass. `steps` are the state's unless given.
         """
+        plan = self.plan(state, text, negative, steps)
+        self.close(state)
+        return plan.rest(plan.first())
+
+    def plan(
+        self, state: StreamState, text: KV, negative: KV | None, steps: int | None = None
+    ) -> ChunkPlan:
+        """What `sample` computes from, made ready on the device."""
+        steps = state.steps if steps is None else steps
         count = self.config.chunk_size(state.chunk)
         shape = (1, self.channels, count, *self.size)
         chunk = state.noise_offset + state.chunk
-
-        def noise(step: int) -> Tensor:
-            return normal(state.seed, chunk, step, shape).to(self.device)
-
-        clean, before = state.pending, state.latent
+        solver = self._solver(steps)
+        taken = [True, *(solver.takes_noise(i) for i in range(steps))]
+        noise = tuple(
+            to_device(normal(state.seed, chunk, step, shape), self.device) if needed else None
+            for step, needed in enumerate(taken)
+        )
+        clean, latent = state.pending, state.latent
+        place = self._place(latent + (0 if clean is None else clean.shape[2]), count)
+        joined = None
         if clean is not None:
-            state.latent += clean.shape[2]
+            both = self._at(state, self._place(latent, clean.shape[2]), place)
+            joined = Open(both, clean, self.config.context_noise)
+        return ChunkPlan(
+            passes=self._at(state, place),
+            text=text,
+            negative=negative,
+            scale=self.config.guidance_scale,
+            noise=noise,
+            solver=solver,
+            dtype=self.dtype,
+            open=joined,
+        )
+
+    @staticmethod
+    def close(state: StreamState) -> None:
+        """Count the chunk whose cache pass was open as being in the ring."""
+        if state.pending is not None:
+            state.latent += state.pending.shape[2]
             state.pending = None
-        place = self._place(state.latent, count)
-        alone = self._at(state, place)
-        flow, first = ChunkFlow(alone, text, negative, self.config.guidance_scale), None
-        if clean is not None:
-            both = self._at(state, self._place(before, clean.shape[2]), place)
-            first = partial(flow.joined, both, clean, self.config.context_noise)
-        solver = self._solver(state.steps)
-        return denoise_chunk(flow, noise=noise, solver=solver, dtype=self.dtype, first=first)
 
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
@@ -171,8 +197,7 @@ class StreamSampler:
         if state.pending is None:
             return 0
         self._write(state, state.pending, self._place(state.latent, state.pending.shape[2]), text)
-        state.latent += state.pending.shape[2]
-        state.pending = None
+        self.close(state)
         return 1
 
     def rebuild(self, state: StreamState, text: KV) -> int:

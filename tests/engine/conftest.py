@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from livereel.engine.engine import Engine
 
@@ -91,6 +94,45 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tiny_folder: Path) -> Engine:
     """The causal model in fp32 on the CPU."""
     return Engine.load(tiny_folder, device="cpu", dtype="float32")
+
+
+class Ran(TorchDispatchMode):
+    """Counts LiveReel's ops, by name, and torch's convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+        self.convolutions = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("livereel::")
+        if func.namespace == "livereel":
+            self.ops[name] += 1
+        else:
+            self.convolutions += "conv" in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="session")
+def ran() -> Callable[[], Ran]:
+    """Makes a context that counts the ops run in it."""
+    return Ran
+
+
+@pytest.fixture
+def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The triton road's modules with each kernel's reference in its place: fast, on any machine."""
+    from livereel.engine.models.wan import fused_vae, in_ring
+    from livereel.engine.runners import torch as runner
+
+    for module, names in (
+        (in_ring, ("norm_modulate", "gate_residual", "qk_norm_rope", "chunk_attention")),
+        (fused_vae, ("causal_conv3d", "upsample2x_conv", "rms_norm_silu")),
+        (runner, ("to_pixels",)),
+    ):
+        for name in names:
+            kernel = import_module(f"livereel.kernels.{name}")
+            monkeypatch.setattr(module, name, getattr(kernel, f"{name}_reference"))
 
 
 class BlockCausalAttention:

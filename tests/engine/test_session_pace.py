@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from livereel.engine import session as session_module
 from livereel.engine.engine import Engine
 from livereel.engine.errors import ResourceError
+from livereel.engine.runners import watch
 from livereel.engine.session import Session
 from livereel.engine.types import Chunk
 
@@ -46,7 +46,7 @@ def clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now += clock.a_decode
         return decode(*args)
 
-    monkeypatch.setattr(session_module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(watch, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     monkeypatch.setattr(transformer, "chunk", slow_chunk)
     monkeypatch.setattr(vae, "decode", slow_decode)
     return clock

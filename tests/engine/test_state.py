@@ -44,6 +44,13 @@ def test_an_exact_snapshot_goes_on_bitwise(engine: Engine, chunks: int) -> None:
     assert [c.pts for c in ours] == [c.pts for c in theirs]
 
 
+def test_a_snapshot_of_a_picture_alone_goes_on_bitwise(engine: Engine) -> None:
+    session = engine.open(PROMPT, image=np.full((32, 48, 3), 90, np.uint8))
+    take(session, 1)
+    restored = engine.restore(session.snapshot())
+    assert np.array_equal(frames_of(take(restored, 1)), frames_of(take(session, 1)))
+
+
 def test_a_light_snapshot_is_small_and_goes_on_closely(engine: Engine) -> None:
     session = engine.open(PROMPT, seed=3)
     take(session, 10)
@@ -85,7 +92,7 @@ def anchored(engine: Engine) -> Engine:
     return replace(engine, folder=replace(engine.folder, stream=stream))
 
 
-@pytest.mark.parametrize("chunks", [2, 4, 8])
+@pytest.mark.parametrize("chunks", [1, 2, 4, 8])
 def test_sinks_and_anchors_go_into_exact_snapshots(anchored: Engine, chunks: int) -> None:
     session = anchored.open(PROMPT, seed=3)
     take(session, chunks)
@@ -293,4 +300,4 @@ def test_nothing_is_computed_at_a_size_that_only_a_number_claims(
     large = tamper(snapshot, lambda values, tensors: values.update(width=8192, height=8192))
     with pytest.raises(InputError, match="recent is of shape"):
         engine.restore(large)
-    assert max(areas) == 1
+    assert max(areas) == 2  # latents of a pixel or two, from which caches are reckoned

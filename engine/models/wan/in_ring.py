@@ -11,7 +11,7 @@ R runs of slots, D hidden width, h heads, d head width; batch 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -29,7 +29,7 @@ from livereel.kernels.qk_norm_rope import (
     time_rotations,
 )
 
-from ...layers.transfer import to_device
+from ...transfer import to_device
 
 if TYPE_CHECKING:
     from ...types import KV, LayerKV, Place, Ring
@@ -84,7 +84,7 @@ class Positions:
             mine.copy_(theirs, non_blocking=True)
 
     @property
-    def shapes(self) -> tuple[object, ...]:
+    def shapes(self) -> tuple[Hashable, ...]:
         """What is equal for passes that differ in these tables' values alone."""
         return (self.last, self.shifts is None, *(x.shape for x in self._tensors()))
 
@@ -118,6 +118,15 @@ class RingPass:
         """The same for the sake of the keys and values alone."""
         self._blocks(latents, timestep, text)
 
+    @property
+    def shape(self) -> Hashable:
+        """Equal for passes over chunks as long, with tables as large."""
+        return self.positions.shapes
+
+    def copy_(self, other: RingPass) -> None:
+        """Take over the positions of another pass of this shape."""
+        self.positions.copy_(other.positions)
+
     def _blocks(self, latents: Tensor, timestep: Tensor, text: KV) -> tuple[Tensor, Tensor]:
         """The last block's `[B, T, n, D]`, and the timesteps' embedding `[B, 1 or T, D]`."""
         model = self.model
@@ -149,7 +158,8 @@ class RingPass:
         x = x + block.attn2.attend(block.attn2.query(y.flatten(1, 2)), text).reshape(x.shape)
 
         y = norm_modulate(x, scale2, shift2, block.eps)
-        return gate_residual(x, block.ffn(y), gate2)
+        result: Tensor = gate_residual(x, block.ffn(y), gate2)
+        return result
 
     def _attend(self, attention: Attention, y: Tensor, layer: int, space: Tensor) -> Tensor:
         """Self-attention of `[B, N, D]` to the ring's layer, its own keys and values included."""

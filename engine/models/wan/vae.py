@@ -11,10 +11,11 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ from ...layers.norm import ChannelRMSNorm
 from ...layers.norm_silu import norm_silu_with_past
 from ...layers.upsample import Upsample2xConv
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+
+if TYPE_CHECKING:
+    from .fused_vae import FusedVAE
 
 # fmt: off
 _LATENTS_MEAN = (
@@ -371,20 +375,26 @@ class WanVAE(nn.Module):
         self, frames: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
         """Encode to `[B, 2 z_dim, T, h, w]`: mean and log-variance. Arguments as in `encode`."""
+        tape = CacheTape(caches)
+        x = self.patches(frames, first=caches is None)
+        return self.quant_conv(self.encoder.step(x, tape)), tape.caches()
+
+    def patches(self, frames: Tensor, *, first: bool) -> Tensor:
+        """What the encoder's first layer takes, at a stream's start or later.
+
+        Raises `InputError` as `encode` does.
+        """
         if frames.ndim != 5 or frames.shape[1] != 3:
             raise InputError(f"frames have shape {tuple(frames.shape)}; wanted [B, 3, F, H, W]")
         factor = self.config.temporal_factor
-        lone = 1 if caches is None else 0
         _, _, count, height, width = frames.shape
-        if count == 0 or (count - lone) % factor:
-            rule = f"1 + a multiple of {factor}" if lone else f"a multiple of {factor}"
+        if count == 0 or (count - int(first)) % factor:
+            rule = f"1 + a multiple of {factor}" if first else f"a multiple of {factor}"
             raise InputError(f"the encoder was given {count} frames; it wants {rule} here")
         patch = self.config.patch_size or 1
         if height % patch or width % patch:
             raise InputError(f"frames are {width}x{height}; both must be multiples of {patch}")
-        tape = CacheTape(caches)
-        x = frames if patch == 1 else fold(frames, patch)
-        return self.quant_conv(self.encoder.step(x, tape)), tape.caches()
+        return frames if patch == 1 else fold(frames, patch)
 
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """Frames `[B, 3, F, H, W]` in [-1, 1] to the latents' mean `[B, z_dim, T, h, w]`.
@@ -404,27 +414,46 @@ class WanVAE(nn.Module):
         At a stream's start F is 1 + 4 (T - 1); later it is 4 T. Raises `InputError` when the
         latents' channels are not `z_dim`.
         """
+        self.check_latents(latents)
+        tape = CacheTape(caches)
+        return self.pixels(self.decoder.step(self.post_quant_conv(latents), tape)), tape.caches()
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise `InputError` as `decode` does."""
         z_dim, shape = self.config.z_dim, tuple(latents.shape)
         if latents.ndim != 5 or shape[1] != z_dim:
             raise InputError(f"latents have shape {shape}; wanted [B, {z_dim}, T, h, w]")
-        tape = CacheTape(caches)
-        x = self.decoder.step(self.post_quant_conv(latents), tape)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the decoder's last layer gives, as frames `[B, 3, F, H, W]` in [-1, 1]."""
         if self.config.patch_size:
             x = unfold(x, self.config.patch_size)
-        return x.clamp(-1.0, 1.0), tape.caches()
+        return x.clamp(-1.0, 1.0)
+
+    def fused(self) -> FusedVAE:
+        """The same VAE on Triton's kernels, with the weights as they are now."""
+        from .fused_vae import FusedVAE
+
+        return FusedVAE(self)
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Un-normalized latents to the DiT's scale, by the config's mean and deviation."""
-        return (latents - self._column(self.config.latents_mean, latents)) / self._column(
-            self.config.latents_std, latents
-        )
+        mean, std = self._scale(latents)
+        return (latents - mean) / std
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """The inverse of `normalize`."""
-        return latents * self._column(self.config.latents_std, latents) + self._column(
-            self.config.latents_mean, latents
-        )
+        mean, std = self._scale(latents)
+        return latents * std + mean
 
-    @staticmethod
-    def _column(values: Sequence[float], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents, as columns beside `like`."""
+        mean, std = self.config.latents_mean, self.config.latents_std
+        return _column(mean, like.dtype, like.device), _column(std, like.dtype, like.device)
+
+
+@lru_cache(maxsize=8)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[1, C, 1, 1, 1]`, kept, so that the device need not wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1, 1)

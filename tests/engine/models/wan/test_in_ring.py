@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from livereel.engine.config import StreamConfig
 from livereel.engine.models.wan.in_ring import InRing
@@ -17,22 +16,12 @@ from livereel.engine.sampling.gathered import Gathered
 from livereel.engine.sampling.stream import StreamSampler, StreamState
 from livereel.engine.types import StreamDenoiser
 
+if TYPE_CHECKING:
+    from ...conftest import Ran
+
 SIZE = (2, 4)
 LAYERS, TEXT = 2, 12
 CPU = torch.device("cpu")
-
-
-class Ran(TorchDispatchMode):
-    """Counts LiveReel's ops, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "livereel":
-            self.ops[func._schema.name.removeprefix("livereel::")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def tiny_dit() -> WanTransformer:
@@ -73,36 +62,54 @@ def streamed(loop: StreamSampler, chunks: int, *, joined: bool) -> list[Tensor]:
     return made
 
 
-@pytest.mark.interpreter
-@pytest.mark.parametrize("joined", [False, True])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"window": 4},
-        {"sinks": 1, "window": 4, "chunk_latents": 2, "context_noise": 50.0},
-        {"anchors": 2, "anchor_every": 2, "window": 3, "chunk_latents": 1},
-        {"guidance_scale": 3.0, "window": 2, "chunk_latents": 1},
-    ],
-)
-def test_a_stream_in_the_ring_equals_one_with_a_gathered_past(
-    changes: dict[str, Any], joined: bool
-) -> None:
+RECIPES: list[dict[str, Any]] = [
+    {"window": 3},
+    {"sinks": 2, "window": 4, "chunk_latents": 2, "context_noise": 50.0},
+    {"sinks": 5, "window": 3},
+    {"anchors": 2, "anchor_every": 4, "window": 4},
+    {"anchors": 3, "anchor_every": 2, "window": 3, "sinks": 2},
+    {"anchors": 1, "anchor_every": 1, "window": 5, "chunk_latents": 2},
+    {"guidance_scale": 3.0, "window": 7, "chunk_latents": 5},
+]
+
+
+def check(changes: dict[str, Any], *, joined: bool, chunks: int) -> None:
     dit = tiny_dit()
-    chunks = 8 if "anchors" in changes else 5
     expected = streamed(sampler(Gathered(dit), **changes), chunks, joined=False)
     ours = streamed(sampler(InRing(dit), **changes), chunks, joined=joined)
     for own, wanted in zip(ours, expected, strict=True):
-        torch.testing.assert_close(own, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(own, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.usefixtures("by_reference")
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("changes", RECIPES)
+def test_a_stream_in_the_ring_equals_one_with_a_gathered_past(
+    changes: dict[str, Any], joined: bool
+) -> None:
+    check(changes, joined=joined, chunks=8)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sinks": 1, "window": 4, "chunk_latents": 2, "context_noise": 50.0},
+        {"guidance_scale": 3.0, "window": 2, "chunk_latents": 1},
+    ],
+)
+def test_the_kernels_do_the_same(changes: dict[str, Any]) -> None:
+    check(changes, joined=True, chunks=5)
 
 
 @pytest.mark.interpreter
 @torch.inference_mode()
-def test_each_op_runs_in_the_kernels() -> None:
+def test_each_op_runs_in_the_kernels(ran: Callable[[], Ran]) -> None:
     dit = tiny_dit()
     loop = sampler(InRing(dit))
     text = loop.denoiser.text_kv(torch.randn(1, 5, TEXT))
     state = StreamState("", 3, 2, 48, 32)
-    with Ran() as first:
+    with ran() as first:
         loop.keep(state, loop.sample(state, text, None))
     per_pass = {
         "norm_modulate": 3 * LAYERS + 1,
@@ -111,12 +118,12 @@ def test_each_op_runs_in_the_kernels() -> None:
         "chunk_attention": LAYERS,
     }
     assert first.ops == {name: 2 * count for name, count in per_pass.items()}
-    with Ran() as steady:  # the cache pass is not one of its own
+    with ran() as steady:  # the cache pass is not one of its own
         loop.sample(state, text, None)
     assert steady.ops == first.ops
 
 
-@pytest.mark.interpreter
+@pytest.mark.usefixtures("by_reference")
 @torch.inference_mode()
 def test_a_failed_pass_leaves_what_a_retry_reads() -> None:
     """The ring has room for the chunk before to be cached once more."""

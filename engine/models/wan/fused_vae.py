@@ -1,0 +1,244 @@
+"""The Wan VAE on Triton's kernels: channels last, each norm fused into the launch before it.
+
+The same function as `vae.WanVAE`, whose weights it uses. Between launches a picture's rows have one
+column of zeros behind them (`kernels/causal_conv3d.py` says why); caches hold frames of this kind,
+in the order of the model's own. A residual block is two launches, or three where channels change.
+
+Shapes: B batch, C channels, T latent frames, F pixel frames, H W space; activations are
+`[B, T, H, W + 1, C]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from livereel.kernels.causal_conv3d import add_gutter, causal_conv3d
+from livereel.kernels.rms_norm_silu import rms_norm_silu
+from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
+
+from ...layers.causal_conv import CacheTape, ConvCaches
+from . import vae
+
+if TYPE_CHECKING:
+    from ...layers.norm import ChannelRMSNorm
+
+
+class Flow(NamedTuple):
+    """What goes from layer to layer: activations, and their norm and SiLU if the next layer begins
+    with these. What the next layer does not ask for is empty."""
+
+    x: Tensor
+    normed: Tensor
+
+
+class Layer(Protocol):
+    """A part of encoder or decoder."""
+
+    @property
+    def gain(self) -> Tensor | None:
+        """Of the norm that it begins with."""
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        """Its result, normed by the next layer's `gain`; the `last` one's is wanted normed only."""
+
+
+class Conv:
+    """A convolution's weights as the kernel takes them."""
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
+        weight = conv.weight.detach()
+        weight = weight.unsqueeze(2) if weight.ndim == 4 else weight
+        self.weight = weight.contiguous(memory_format=torch.channels_last_3d)
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def plain(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Frame by frame."""
+        y: Tensor = causal_conv3d(x, None, self.weight, self.bias, stride=stride, gutter=True)[0]
+        return y
+
+    def step(
+        self, x: Tensor, tape: CacheTape, gain: Tensor | None = None, *,
+        residual: Tensor | None = None, frames_out: int = 1, keep: bool = True,
+    ) -> Flow:  # fmt: skip
+        """After its past on the tape; `keep` False leaves out the result before the norm."""
+        y, normed, kept = causal_conv3d(
+            x, tape.take(), self.weight, self.bias, residual, gain, frames_out=frames_out,
+            gutter=True, keep_y=keep,
+        )  # fmt: skip
+        tape.put(kept)
+        return Flow(y, normed)
+
+
+class EndConv:
+    """The first or last convolution; the last begins with a norm."""
+
+    def __init__(self, conv: nn.Conv3d, norm: ChannelRMSNorm | None = None) -> None:
+        self.conv, self.gain = Conv(conv), None if norm is None else gain_of(norm)
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        return self.conv.step(flow.x if self.gain is None else flow.normed, tape, gain)
+
+
+class Residual:
+    """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
+
+    def __init__(self, block: vae.ResidualBlock) -> None:
+        self.gain, self.inner = gain_of(block.norm1), gain_of(block.norm2)
+        self.first, self.second = Conv(block.conv1), Conv(block.conv2)
+        shortcut = block.conv_shortcut
+        self.shortcut = Conv(shortcut) if isinstance(shortcut, nn.Conv3d) else None
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        x = flow.x if self.shortcut is None else self.shortcut.plain(flow.x)
+        inner = self.first.step(flow.normed, tape, self.inner, keep=False).normed
+        return self.second.step(inner, tape, gain, residual=x, keep=not last)
+
+
+class Attention:
+    """Self-attention inside each frame, at the lowest resolution: torch's own."""
+
+    gain = None
+
+    def __init__(self, layer: vae.FrameAttention) -> None:
+        self.layer = layer
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        pictures = self.layer(without_gutter(flow.x)).permute(0, 2, 3, 4, 1)
+        return normed(add_gutter(pictures), gain)
+
+
+class Down:
+    """Halve space, and time if asked, the stream's first frame standing alone."""
+
+    gain = None
+
+    def __init__(self, layer: vae.Downsample) -> None:
+        self.space = Conv(cast(nn.Conv2d, layer.resample[1]))
+        self.time = None if layer.time_conv is None else Conv(layer.time_conv)
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        x = self.space.plain(flow.x, stride=2)
+        if self.time is None:
+            return normed(x, gain)
+        past = tape.take()
+        tape.put(x[:, -1:].clone())
+        lone, past, x = (x[:, :1], x[:, :1], x[:, 1:]) if past is None else (None, past, x)
+        if x.shape[1]:
+            y, after, _ = causal_conv3d(
+                x, past, self.time.weight, self.time.bias, gain=gain, stride_t=2, gutter=True
+            )
+            if lone is None:
+                return Flow(y, after)
+            x = torch.cat([lone, y], dim=1)
+        else:
+            x = past
+        return normed(x, gain)
+
+
+class Up:
+    """Double space and halve channels; double time if asked, but for the stream's first frame."""
+
+    gain = None
+
+    def __init__(self, layer: vae.Upsample) -> None:
+        conv = cast(nn.Conv2d, layer.resample[1])
+        self.phases = fold_upsampled(conv.weight.detach())
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.time = None if layer.time_conv is None else Conv(layer.time_conv)
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        x = flow.x if self.time is None else self._doubled(flow.x, self.time, tape)
+        return Flow(*upsample2x_conv(x, self.phases, self.bias, gain, gutter=True))
+
+    @staticmethod
+    def _doubled(x: Tensor, conv: Conv, tape: CacheTape) -> Tensor:
+        if not tape.first:
+            return conv.step(x, tape, frames_out=2).x
+        lone, x = x[:, :1], x[:, 1:]
+        if x.shape[1]:
+            return torch.cat([lone, conv.step(x, tape, frames_out=2).x], dim=1)
+        tape.put(lone.new_zeros(len(lone), 2, *lone.shape[2:]))
+        return lone
+
+
+def gain_of(norm: ChannelRMSNorm) -> Tensor:
+    """The norm's gain `[C]`; what it is multiplied by otherwise is part of the kernel."""
+    return norm.gamma.detach().flatten()
+
+
+def normed(x: Tensor, gain: Tensor | None) -> Flow:
+    """`x`, and its norm by `gain` if there is one."""
+    return Flow(x, x.new_empty(0) if gain is None else rms_norm_silu(x, gain))
+
+
+def without_gutter(x: Tensor) -> Tensor:
+    """`[B, T, H, W + 1, C]` to a `[B, C, T, H, W]` view."""
+    return x[..., :-1, :].permute(0, 4, 1, 2, 3)
+
+
+def with_gutter(x: Tensor) -> Tensor:
+    """`[B, C, T, H, W]` to `[B, T, H, W + 1, C]`."""
+    return add_gutter(x.permute(0, 2, 3, 4, 1)).contiguous()
+
+
+def run(layers: Sequence[Layer], x: Tensor, tape: CacheTape) -> Tensor:
+    """All layers in turn over `x`; the last one's result."""
+    flow = Flow(x, x.new_empty(0))
+    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+        gain = None if after is None else after.gain
+        flow = layer.step(flow, tape, gain, last=isinstance(after, EndConv))
+    return flow.x
+
+
+def mid_layers(block: vae.MidBlock) -> list[Layer]:
+    """Those at the lowest resolution."""
+    before, behind = block.resnets
+    return [Residual(before), Attention(block.attentions[0]), Residual(behind)]
+
+
+class FusedVAE:
+    """A Wan VAE whose `encode` and `decode` are those of `model`, to rounding."""
+
+    def __init__(self, model: vae.WanVAE) -> None:
+        self.model = model
+        self.channels = model.channels
+        self.decoder_memory = model.decoder_memory
+        self.temporal_factor = model.temporal_factor
+        self.spatial_factor = model.spatial_factor
+        self.normalize, self.denormalize = model.normalize, model.denormalize
+        encoder, decoder = model.encoder, model.decoder
+        self._quant, self._post_quant = Conv(model.quant_conv), Conv(model.post_quant_conv)
+        self._encoder: list[Layer] = [
+            EndConv(encoder.conv_in),
+            *(
+                Down(block) if isinstance(block, vae.Downsample) else Residual(block)
+                for block in encoder.down_blocks
+            ),
+            *mid_layers(encoder.mid_block),
+            EndConv(encoder.conv_out, encoder.norm_out),
+        ]
+        self._decoder: list[Layer] = [EndConv(decoder.conv_in), *mid_layers(decoder.mid_block)]
+        for level in decoder.up_blocks:
+            self._decoder += [Residual(block) for block in level.resnets]
+            self._decoder += [Up(layer) for layer in level.upsamplers]
+        self._decoder.append(EndConv(decoder.conv_out, decoder.norm_out))
+
+    def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
+        """As `WanVAE.encode`."""
+        tape = CacheTape(caches)
+        x = with_gutter(self.model.patches(frames, first=caches is None))
+        moments = without_gutter(self._quant.plain(run(self._encoder, x, tape)))
+        return moments[:, : self.channels], tape.caches()
+
+    def decode(
+        self, latents: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
+        """As `WanVAE.decode`."""
+        self.model.check_latents(latents)
+        tape = CacheTape(caches)
+        x = run(self._decoder, self._post_quant.plain(with_gutter(latents)), tape)
+        return self.model.pixels(without_gutter(x)), tape.caches()
