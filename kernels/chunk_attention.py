@@ -38,7 +38,7 @@ def _config(rows: int, keys: int, warps: int, stages: int, specialize: int = 0) 
 
 _WIDE = _config(128, 128, 8, 2)
 _NARROW = _config(64, 64, 4, 3)  # two fit a Hopper multiprocessor
-_LEAN = _config(128, 64, 8, 3)  # for 100 KiB of shared memory
+_LEAN = _config(128, 64, 8, 2)  # for 99 KiB of shared memory
 _SPECIALIZED = _config(128, 128, 4, 2, specialize=1)
 _EXACT = _config(16, 32, 4, 1)  # fp32: right rather than fast
 
@@ -381,7 +381,12 @@ def _tunable(h: int, tokens: int, sinks: int) -> Tunable:
 
     key = f"D128_H{h}_N{3 * tokens}" + ("_sinks" if sinks else "")
     candidates = [_WIDE, _NARROW, _LEAN, _config(128, 128, 8, 3), _config(64, 128, 4, 2)]
-    candidates += [_config(64, 64, 4, 2), _config(128, 64, 4, 3), _config(128, 64, 8, 4)]
+    candidates += [
+        _config(64, 64, 4, 2),
+        _config(128, 64, 4, 3),
+        _config(128, 64, 8, 3),
+        _config(128, 64, 8, 4),
+    ]
     if not sinks:
         candidates += [_SPECIALIZED, _config(128, 64, 4, 3, 1), _config(64, 128, 4, 2, 1)]
     return Tunable(op="chunk_attention", key=key, candidates=tuple(candidates), prepare=prepare)
