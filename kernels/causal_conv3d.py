@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .compile import Shipped
-from .conv_call import ConvCall, conv_config
+from .conv_call import ConvCall, conv_config, launch_options
 from .conv_tile import (
     finish,
     frames_in_runs,
@@ -216,8 +216,7 @@ def causal_conv3d(
             x, past, weight, bias, residual, gain if fused else None, y if written else None,
             activated if fused else None, call.t_out, call.h, call.w, call.h_out, call.w_out,
             x.stride(0), x.stride(1), past.stride(0), past.stride(1), y[0, 0].numel(),
-            **call.constants(config), num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
+            **call.constants(config), **launch_options(config),
         )  # fmt: skip
     if gain is not None and not fused:
         activated = rms_norm_silu(y, gain)
@@ -299,6 +298,7 @@ def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
         },
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
+        maxnreg=config["maxnreg"] or None,
         sms=sms,
     )
 
@@ -330,10 +330,10 @@ def _tunable(layer: ConvCall) -> Tunable:
     channels = layer.runs()["channels"]
     candidates = (
         *(
-            conv_config(channels, frames=frames, tma=1, tiles=tiles, stages=stages)
+            conv_config(channels, frames=frames, tma=1, tiles=tiles, stages=stages, maxnreg=maxnreg)
             for frames in (1, 2)
             for tiles in (1, 2, 4)
-            for stages in (2, 3)
+            for stages, maxnreg in ((2, 0), (2, 128), (3, 0))
         ),
         *(
             conv_config(channels, pixels=64, frames=frames, tma=1, warps=4, stages=stages)

@@ -182,7 +182,7 @@ class ConvCall:
         channels = block_for(self.c_out // self.frames_out)
         frames = 2 if self.kernel[0] > 1 else 1
         if channels <= 96:
-            return conv_config(channels, frames=frames, tma=1, stages=2)
+            return conv_config(channels, frames=frames, tma=1, stages=2, maxnreg=128)
         tiles = 2 if self.h_out * self.w_out >= 2**16 else 1
         return conv_config(channels, frames=frames, tma=1, tiles=tiles)
 
@@ -235,9 +235,13 @@ def depth_for(c_in: int, channels: int) -> int:
 
 def conv_config(
     channels: int, *, pixels: int = 128, depth: int = 32, frames: int = 1, tma: int = 0,
-    tiles: int = 1, warps: int | None = None, stages: int | None = None,
+    tiles: int = 1, warps: int | None = None, stages: int | None = None, maxnreg: int = 0,
 ) -> Config:  # fmt: skip
-    """`tiles` of `pixels` by `channels` of `frames` frames a program, `depth` inputs at a time."""
+    """`tiles` of `pixels` by `channels` of `frames` frames a program, `depth` inputs at a time.
+
+    `maxnreg` holds the registers of a thread down to so many, so that more programs fit a
+    multiprocessor; 0 leaves it to the compiler.
+    """
     return {
         "pixels": pixels,
         "channels": channels,
@@ -247,4 +251,14 @@ def conv_config(
         "tiles": tiles,
         "num_warps": warps or (8 if channels >= 64 else 4),
         "num_stages": stages or (3 if tma or depth == 64 else 4),
+        "maxnreg": maxnreg,
+    }
+
+
+def launch_options(chosen: Config) -> dict[str, int | None]:
+    """What of `chosen` goes to Triton rather than to the kernel."""
+    return {
+        "num_warps": chosen["num_warps"],
+        "num_stages": chosen["num_stages"],
+        "maxnreg": chosen["maxnreg"] or None,
     }

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .causal_conv3d import add_gutter
 from .checks import FLOATS, check_activations, check_device, check_vector, describe
 from .compile import Shipped
-from .conv_call import conv_config, depth_for
+from .conv_call import conv_config, depth_for, launch_options
 from .conv_tile import (
     block_for,
     block_of,
@@ -162,8 +162,7 @@ def upsample2x_conv(
         _upsample2x_conv_kernel[(runs * blocks * 4, b * t)](
             x, phases, bias, gain if fused else None, y if written else None,
             activated if fused else None, h, w, x[0, 0].numel(), y[0, 0].numel(),
-            **_constants(c_in, c_out, gutter, config), num_warps=config["num_warps"],
-            num_stages=config["num_stages"],
+            **_constants(c_in, c_out, gutter, config), **launch_options(config),
         )  # fmt: skip
     if gain is not None and not fused:
         activated = rms_norm_silu(y, gain)
@@ -250,6 +249,7 @@ def _shipped(c_in: int, c_out: int, config: Config, sms: tuple[int, ...]) -> Shi
         constants=_constants(c_in, c_out, True, config),
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
+        maxnreg=config["maxnreg"] or None,
         sms=sms,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from livereel.kernels.conv_call import ConvCall, conv_config, depth_for
+from livereel.kernels.conv_call import ConvCall, conv_config, depth_for, launch_options
 
 
 def call(
@@ -42,7 +42,7 @@ def test_wide_convolutions_are_cut_into_blocks_that_fit_registers() -> None:
     def wide(channels: int, **options: bool) -> ConvCall:
         return call((1, 4, 6, 9, channels), (channels, channels, 3, 3, 3), **options)
 
-    assert wide(96, normed=True).runs() == conv_config(96, frames=2, tma=1, stages=2)
+    assert wide(96, normed=True).runs() == conv_config(96, frames=2, tma=1, stages=2, maxnreg=128)
     assert wide(192, normed=True).runs() == conv_config(192, frames=2, tma=1)
     large = call((1, 4, 240, 417, 192), (192, 192, 3, 3, 3))
     assert large.runs() == conv_config(192, frames=2, tma=1, tiles=2)
@@ -61,6 +61,12 @@ def test_fits_frames_to_a_program() -> None:
     assert call().fitting(conv_config(48, frames=2))["frames"] == 1
     with pytest.raises(ValueError, match=r"runs \(tma\) only with a gutter and strides of 1"):
         call(gutter=False).fitting(pairs)
+
+
+def test_tells_triton_how_to_compile() -> None:
+    options = dict(num_warps=8, num_stages=3, maxnreg=None)
+    assert launch_options(conv_config(96, tma=1)) == options
+    assert launch_options(conv_config(96, tma=1, maxnreg=128)) == {**options, "maxnreg": 128}
 
 
 def test_counts_programs() -> None:
