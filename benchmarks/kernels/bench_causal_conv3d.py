@@ -93,9 +93,9 @@ class _Layer:
         x, cache, residual = (add_gutter(t) for t in (self.x, self.cache, self.residual))
 
         def ours() -> Tensor:
-            _, activated, _ = causal_conv3d(
+            activated: Tensor = causal_conv3d(
                 x, cache, self.weight, self.bias, residual, self.gain, gutter=True
-            )
+            )[1]
             return activated[..., :-1, :]
 
         def torchs() -> tuple[Tensor, Tensor, Tensor]:

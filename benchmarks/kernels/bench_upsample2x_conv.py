@@ -50,7 +50,7 @@ def _case(
     pictures = x[0].permute(0, 3, 1, 2)
 
     def ours() -> Tensor:
-        _, activated = upsample2x_conv(small, phases, bias, gain, gutter=True)
+        activated: Tensor = upsample2x_conv(small, phases, bias, gain, gutter=True)[1]
         return activated[0, ..., :-1, :]
 
     def torchs() -> tuple[Tensor, Tensor]:

@@ -343,7 +343,7 @@ def main(op: str, cases: Cases, argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def compiled(function: Callable[..., Tensor]) -> Contender:
+def compiled(function: Callable[..., Any]) -> Contender:
     """A peer: `function` through torch.compile at its best for kernels, for fixed shapes."""
     torch._dynamo.config.recompile_limit = 64  # one for each shape of a bench
     mode = "max-autotune-no-cudagraphs"
