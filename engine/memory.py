@@ -66,12 +66,15 @@ def estimate(
     height: int | None = None,
     frames: int | None = None,
     dtype: str = "auto",
+    graphs: bool = False,
 ) -> MemoryEstimate:
     """What a session takes at a picture size (default: the model's own).
 
     A model that makes whole clips takes more the more `frames` a clip has (default: 5 seconds);
-    a stream's length makes no difference. `dtype` is that of weights and state; "auto" means as
-    stored. Raises `CheckpointError` for a folder whose configs are missing or lack a field.
+    a stream's length makes no difference, but whether it replays CUDA `graphs`: their ring has room
+    for one chunk more, and the decoder's caches are held three times. `dtype` is that of weights
+    and state; "auto" means as stored. Raises `CheckpointError` for a folder whose configs are
+    missing or lack a field.
     """
     stream = folder.stream
     width, height = width or stream.width, height or stream.height
@@ -87,6 +90,7 @@ def estimate(
         slots = seen + stream.chunk_latents
         # Anchors and other frames have slots of their own (csrc/window.h).
         slots += stream.anchors > 0 and stream.window % stream.anchor_every > 0
+        slots += stream.chunk_latents if graphs else 0
         prompts = 2 if stream.guidance_scale > 1.0 else 1
         latents = decoded = stream.chunk_latents
         batch = 1
@@ -100,7 +104,7 @@ def estimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
         kv_ring=dit.kv(tokens * slots + prompts * stream.max_sequence_length, item),
-        conv_caches=vae.conv_caches(width, height) * item,
+        conv_caches=vae.conv_caches(width, height) * item * (3 if graphs else 1),
         activations=max(
             dit.pass_(batch * tokens * latents, tokens * seen, item, keeps=folder.has_recipe),
             vae.call(width, height, decoded, item),
@@ -133,7 +137,8 @@ def check(
     device: str = "cpu",
 ) -> MemoryEstimate:
     """The estimate, once it fits. Raises `ResourceError` with both amounts when it doesn't."""
-    need = estimate(folder, width=width, height=height, frames=frames, dtype=dtype)
+    graphs = device != "cpu" and folder.has_recipe and dtype != "float32"
+    need = estimate(folder, width=width, height=height, frames=frames, dtype=dtype, graphs=graphs)
     wanted = need.total if device == "cpu" else need.device
     free = available(device)
     if free is not None and wanted > free:

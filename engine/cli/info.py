@@ -44,10 +44,13 @@ def run(options: argparse.Namespace) -> int:
     """Gather and print. Returns the exit code."""
     folder = arguments.find_model(options.model)
     size = arguments.fit_size(options.size, folder)
-    _, dtype = arguments.resolve("auto", options.dtype)
+    device, dtype = arguments.resolve("auto", options.dtype)
     facts = {
         "livereel": __version__,
-        "model": _describe_model(options.model, folder, size, dtype),
+        "model": {
+            **_describe_model(options.model, folder, size, dtype),
+            "roads": _describe_roads(folder, device, dtype),
+        },
         "machine": _describe_machine(),
     }
     print(json.dumps(facts, indent=2) if options.json else _format(facts))
@@ -74,6 +77,16 @@ def _describe_model(
             "total": need.total,
         },
     }
+
+
+def _describe_roads(folder: ModelFolder, device: str, dtype: str) -> dict[str, str]:
+    """Which road each operation of the model takes on this machine."""
+    from ..layers.road import pick_road
+    from ..runners.roads import roads_of
+    from ..runners.torch import pick_device, pick_dtype
+
+    picked = pick_device(device)
+    return roads_of(folder, pick_road("auto", picked, pick_dtype(dtype, picked)))
 
 
 def _describe_machine() -> dict[str, Any]:
@@ -145,6 +158,7 @@ def _format(facts: dict[str, Any]) -> str:
             f"{show(need['kv_ring'])}, conv caches {show(need['conv_caches'])}, "
             f"activations {show(need['activations'])}, runtime {show(need['runtime'])}",
         ),
+        ("operations", ", ".join(f"{op} {road}" for op, road in model["roads"].items())),
         (
             "machine",
             f"{machine['cpu']}, {machine['cores']} cores"

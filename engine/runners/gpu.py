@@ -50,8 +50,10 @@ class CudaGpu:
         self, function: Callable[[], T], *, beside: bool = False
     ) -> tuple[T, Callable[[], None]]:
         """See `Gpu.capture`."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pools[beside]):
+        graph, pool = torch.cuda.CUDAGraph(), self._pools[beside]
+        # Other threads of the process may go on using the device.
+        recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        with torch.cuda.device(self._device), recording:
             results = function()
         return results, graph.replay
 

@@ -103,6 +103,15 @@ def test_the_ring_has_the_slots_of_its_window(tmp_path: Path, memory_of: dict[st
     assert need.kv_ring == window_of(folder.stream).slots * frame + prompt
 
 
+def test_graphs_want_room_for_a_chunk_and_sets_of_caches(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    plain = memory.estimate(folder, width=832, height=480)
+    graphed = memory.estimate(folder, width=832, height=480, graphs=True)
+    spare = folder.stream.chunk_latents * 2 * 30 * 1560 * 1536 * 2
+    assert graphed.kv_ring - plain.kv_ring == spare
+    assert graphed.conv_caches == 3 * plain.conv_caches
+
+
 def test_dtype_guidance_and_size_scale_the_estimate(tmp_path: Path) -> None:
     folder = model_folder(tmp_path, dtype=np.float32)
     stored, half = memory.estimate(folder), memory.estimate(folder, dtype="bfloat16")

@@ -1,0 +1,149 @@
+"""A stream of Wan 2.1 1.3B with random weights on a GPU: how fast, and where the time goes.
+
+    python -m livereel.benchmarks.bench_wan [--chunks 20] [--size 832x480] [--json FILE]
+
+Weights are drawn on the device, so nothing is read from disk; what is timed does not depend on
+their values. The recipe is Self-Forcing's: chunks of 3 latent frames in a window of 21, four passes
+and the cache pass. Each road is a stream of its own: the reference, Triton's kernels, and these
+replayed as CUDA graphs. This has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import statistics
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from livereel.engine.config import DEFAULT_SELF_FORCING
+from livereel.engine.layers.layout import channels_last
+from livereel.engine.layers.road import Road
+from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
+from livereel.engine.models.wan.vae import WanVAE, WanVAEConfig
+from livereel.engine.runners.torch import TorchRunner
+from livereel.engine.sampling.stream import StreamState
+from livereel.engine.session import Session
+
+from .harness import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from livereel.engine.text.encoder import TextEncoder
+
+PACKAGES = ("livereel", "torch", "triton")
+REPO = Path(__file__).resolve().parents[1]
+WARM_UP = 9
+"""Chunks until the window is full and graphs are captured."""
+ROADS: tuple[tuple[str, Road, bool], ...] = (
+    ("reference", "reference", False),
+    ("triton", "triton", False),
+    ("triton, graphs", "triton", True),
+)
+
+
+@dataclass(frozen=True)
+class RandomText:
+    """Stands for the text encoder, whose weights would be ten times the DiT's."""
+
+    device: torch.device
+    width: int = 4096
+
+    def encode(self, prompts: Sequence[str], length: int) -> Tensor:
+        """Random numbers `[1, L, D]`."""
+        return torch.randn(len(prompts), length, self.width, device=self.device)
+
+
+def build(device: torch.device, dtype: torch.dtype) -> tuple[WanTransformer, WanVAE]:
+    """The DiT of 1.3B and Wan 2.1's VAE, with weights of a trained model's size."""
+    config = WanTransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+    with torch.device("meta"):
+        dit, vae = WanTransformer(config), WanVAE(WanVAEConfig())
+    torch.manual_seed(0)
+    for module, kept in ((dit, WanTransformer.keep_in_fp32), (vae, ())):
+        module.to_empty(device=device).eval().requires_grad_(False)
+        for name, p in module.named_parameters():
+            if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
+                p.fill_(1.0)
+            else:
+                p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
+            if not any(part in name for part in kept):
+                p.data = p.data.to(dtype)
+        channels_last(module)
+    return dit, vae
+
+
+def measure(runner: TorchRunner, size: tuple[int, int], chunks: int) -> dict[str, Any]:
+    """One stream's first frame, steady chunks and peak memory, in milliseconds and bytes."""
+    width, height = size
+    config = replace(DEFAULT_SELF_FORCING, width=width, height=height)
+    start = StreamState("", seed=0, steps=len(config.timesteps), width=width, height=height)
+    torch.cuda.reset_peak_memory_stats()
+    session = Session(runner, config, start, model="random", fps=config.fps)
+    begun = time.perf_counter()
+    next(session)
+    first = time.perf_counter() - begun
+    list(islice(session, WARM_UP - 1))
+    begun = time.perf_counter()
+    made = list(islice(session, chunks))
+    took = time.perf_counter() - begun
+    stages = {
+        stage: 1000 * statistics.median(getattr(chunk.stats, f"{stage}_s") for chunk in made)
+        for stage in ("dit", "cache", "vae", "convert")
+    }
+    frames = sum(len(chunk.frames) for chunk in made)
+    return {
+        "first_frame_ms": 1000 * first,
+        "chunk_ms": 1000 * took / chunks,
+        "fps": frames / took,
+        "stages_ms": stages,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and, if asked, write. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="bench_wan", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--chunks", type=int, default=20)
+    parser.add_argument("--size", default="832x480", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_wan runs on a CUDA device, and torch sees none here")
+    width, height = (int(side) for side in options.size.split("x"))
+    device, dtype = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
+    dit, vae = build(device, dtype)
+    text = cast("TextEncoder", RandomText(device))
+    results: dict[str, Any] = {}
+    for name, road, graphs in ROADS:
+        runner = TorchRunner.on_road(road, dit, vae, text, device, dtype)
+        results[name] = measure(replace(runner, graphs=graphs), (width, height), options.chunks)
+        gc.collect()
+        torch.cuda.empty_cache()
+        print(
+            f"{name:16}{results[name]['fps']:7.1f} fps  {results[name]['chunk_ms']:8.1f} ms/chunk"
+        )
+    environment = Environment.capture(threads=torch.get_num_threads(), packages=PACKAGES, repo=REPO)
+    if options.json is not None:
+        report = {
+            "model": "Wan 2.1 1.3B, random weights, bfloat16",
+            "size": options.size,
+            "gpu": torch.cuda.get_device_name(device),
+            "environment": dataclasses.asdict(environment),
+            "roads": results,
+        }
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

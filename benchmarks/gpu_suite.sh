@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# All that wants a GPU, in one go of under 9 minutes on a bare machine with CUDA, torch and Triton.
+#
+#   benchmarks/gpu_suite.sh [--build] [--test] [--kernels] [--stream] [--out FOLDER] [--wheels FOLDER]
+#
+# Without a stage's flag all of them run; each stands alone, so that a short call can be filled. No
+# network is used: what pip needs beside torch and Triton (scikit-build-core, pybind11, ninja,
+# pytest, pytest-timeout, safetensors, tokenizers, transformers, ftfy, av) is there already or lies
+# in --wheels as wheels. FOLDER (default: $OUT, or out/gpu) gets suite.json with the chip, driver,
+# versions, commit and each stage's outcome and seconds, and beside it each stage's own files.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=${OUT:-out/gpu} wheels="" stages=()
+while (($#)); do
+  case $1 in
+    --build | --test | --kernels | --stream) stages+=("${1#--}") ;;
+    --out) out=$2 && shift ;;
+    --wheels) wheels=$2 && shift ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit 2 ;;
+  esac
+  shift
+done
+((${#stages[@]})) || stages=(build test kernels stream)
+mkdir -p "$out"
+python=${PYTHON:-python3}
+
+# Seconds that a stage may take. Together with a margin these are the 9 minutes.
+declare -A limit=([build]=90 [test]=180 [kernels]=150 [stream]=100)
+
+run_build() {
+  [[ -z $wheels ]] || "$python" -m pip install --no-index --no-deps --quiet "$wheels"/*.whl
+  "$python" -m pip install --no-build-isolation --no-deps --quiet .
+}
+run_test() {
+  "$python" -m pytest -q -m gpu -p no:cacheprovider tests/kernels tests/engine/runners \
+    --junitxml="$out/tests.xml"
+}
+run_kernels() { "$python" -m livereel.engine.cli bench kernels --rounds 10 --json "$out/kernels.json"; }
+run_stream() { "$python" -m livereel.benchmarks.bench_wan --json "$out/stream.json"; }
+
+export -f run_build run_test run_kernels run_stream
+export python out wheels
+outcomes=() failed=0
+for stage in "${stages[@]}"; do
+  begun=$SECONDS
+  timeout "${limit[$stage]}" bash -o pipefail -c "set -e; run_$stage" > >(tee "$out/$stage.log") 2>&1
+  code=$?
+  ((code == 0)) || failed=1
+  outcomes+=("$stage $code $((SECONDS - begun))")
+  echo "== $stage: exit $code after $((SECONDS - begun)) s"
+done
+
+"$python" - "$out/suite.json" "${outcomes[@]}" << 'PYTHON'
+import json, platform, subprocess, sys
+from importlib import metadata
+
+
+def said(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
+
+
+def version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+chip, _, driver = (
+    said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") or ""
+).partition(", ")
+stages = {}
+for outcome in sys.argv[2:]:
+    name, code, seconds = outcome.split()
+    stages[name] = {"exit": int(code), "seconds": int(seconds)}
+report = {
+    "chip": chip or None,
+    "driver": driver or None,
+    "python": platform.python_version(),
+    "versions": {name: version(name) for name in ("livereel", "torch", "triton", "numpy")},
+    "commit": said("git", "describe", "--always", "--dirty"),
+    "stages": stages,
+}
+with open(sys.argv[1], "w") as file:
+    json.dump(report, file, indent=2)
+    file.write("\n")
+PYTHON
+exit $failed

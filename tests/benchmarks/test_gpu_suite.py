@@ -1,0 +1,46 @@
+"""The suite's frame, with stages that fail or do nothing: no GPU is needed for that."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.sh"
+
+
+@pytest.mark.parametrize(("code", "stages"), [(0, ["--test", "--stream"]), (7, ["--kernels"])])
+def test_each_stage_stands_alone_and_leaves_its_outcome(
+    tmp_path: Path, code: int, stages: list[str]
+) -> None:
+    # Stands for Python: runs the suite's own report, and of stages says what they would run.
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} "$@"\necho "$@"\nexit {code}\n'
+    )
+    python.chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash is not None
+    done = subprocess.run(
+        [bash, str(SCRIPT), *stages, "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == (code != 0), done.stderr
+    report = json.loads((tmp_path / "out" / "suite.json").read_text())
+    names = [stage.removeprefix("--") for stage in stages]
+    assert {name: stage["exit"] for name, stage in report["stages"].items()} == dict.fromkeys(
+        names, code
+    )
+    assert report["versions"]["torch"] is not None and "chip" in report and "commit" in report
+    for name in names:
+        assert (tmp_path / "out" / f"{name}.log").read_text().startswith("-m ")
+
+
+def test_an_unknown_flag_gets_the_usage(tmp_path: Path) -> None:
+    done = subprocess.run(["bash", str(SCRIPT), "--fly"], capture_output=True, text=True)
+    assert done.returncode == 2 and "[--build] [--test] [--kernels] [--stream]" in done.stdout

@@ -1,0 +1,95 @@
+"""A stream on a GPU: the same frames with and without graphs, and a host that waits for nothing.
+
+These have not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from livereel.engine.engine import Engine
+from livereel.engine.runners.makers import GraphedMaker
+from livereel.engine.session import Session
+
+pytestmark = pytest.mark.gpu
+
+PROMPT = "a red circle moving right on a blue background"
+WARM = 8
+"""Chunks until the window is full and each graph has been captured."""
+
+
+@pytest.fixture(scope="module")
+def demo() -> Engine:
+    return Engine.load("demo", device="cuda", dtype="bfloat16")
+
+
+def frames(session: Session, chunks: int) -> Any:
+    return np.concatenate([chunk.frames for chunk in islice(session, chunks)])
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Let torch raise where an operation makes the host wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graphs_give_the_same_frames(demo: Engine) -> None:
+    plain = replace(demo, runner=replace(demo.runner, graphs=False)).open(PROMPT, seed=3)
+    graphed = demo.open(PROMPT, seed=3)
+    assert isinstance(graphed._maker, GraphedMaker) and not isinstance(plain._maker, GraphedMaker)
+    assert np.array_equal(frames(graphed, 12), frames(plain, 12))
+    for session in (plain, graphed):
+        session.update(prompt="a green square moving up on a white background", recache=True)
+    assert np.array_equal(frames(graphed, 6), frames(plain, 6))
+    restored = demo.restore(graphed.snapshot())
+    assert np.array_equal(frames(restored, 4), frames(graphed, 4))
+
+
+def test_a_gpu_stream_is_close_to_the_cpu_s(demo: Engine) -> None:
+    reference = Engine.load("demo", device="cpu", dtype="float32")
+    ours, expected = (frames(engine.open(PROMPT, seed=3), 2) for engine in (demo, reference))
+    assert np.abs(ours.astype(int) - expected).mean() < 4
+
+
+def test_the_host_waits_for_frames_alone_and_memory_stays(demo: Engine) -> None:
+    session = demo.open(PROMPT, seed=3)
+    frames(session, WARM)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    with no_waiting(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        frames(session, 20)
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before
+    calls = [event.name for event in seen.events()]
+    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy", "cudaMalloc")
+    assert not [name for name in calls if name in waits]
+    assert calls.count("cudaEventSynchronize") <= 20
+    assert overlap(seen) > 0
+
+
+def overlap(seen: Any) -> float:
+    """Microseconds in which kernels of two streams were running at once."""
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for event in seen.profiler.kineto_results.events():
+        if "CUDA" in str(event.device_type()) and event.duration_ns() > 0:
+            start = event.start_ns()
+            stream = event.device_resource_id()
+            spans.setdefault(stream, []).append((start, start + event.duration_ns()))
+    streams = sorted(spans.values(), key=len)[-2:]
+    assert len(streams) == 2, "all kernels ran in one stream"
+    shared = 0.0
+    for start, end in streams[0]:
+        for first, last in streams[1]:
+            shared += max(0, min(end, last) - max(start, first))
+    return shared / 1000
