@@ -1,34 +1,33 @@
 """Causal 3D convolution for video VAEs, channels last, with its past as an input and an output.
 
 An implicit matrix product: nothing is gathered, concatenated or padded in memory. A launch reads
-its input and, for the frames before it, a cache; adds a bias and a residual; can apply the channel
-RMS norm and SiLU that the next convolution wants; and writes the frames that the next call's cache
-holds.
+its input and, for the frames before it, a cache; adds a bias and a residual; and can apply the
+channel RMS norm and SiLU that the next convolution wants.
 
 **Memory.** Activations are `[B, T, H, W, C]`, or with a *gutter* `[B, T, H, W + 1, C]`: behind each
 row one column of zeros, which is the border to the right of that row and to the left of the next.
 Then each tap of the convolution is an unbroken run of pixels, which Hopper's tensor memory
 accelerator loads by itself: no mask, no address per pixel; above and below a frame it reads zeros.
-The op keeps the gutter zero in what it writes, and ops that work on single pixels and map zero to
-zero (`rms_norm_silu`) keep it, too. `add_gutter` makes one; `x[..., :-1, :]` is the picture
-without.
+The op keeps the gutter zero in what it writes, and so do ops that work on single pixels and map
+zero to zero (`rms_norm_silu`); those that look at a whole frame must leave it out. `add_gutter`
+makes one; `x[..., :-1, :]` is the picture without.
 
 **A whole Wan decoder.** Its residual blocks are norm, SiLU, conv, norm, SiLU, conv, plus shortcut.
 Each norm with its SiLU belongs to the launch before it, so that a block is two launches (three
-where channels change) and no norm reads or writes memory of its own. `a` is `silu(norm(x))`::
+where channels change) and no norm reads memory of its own. With `a` for `silu(norm(x))`::
 
-    h, cache_1: causal_conv3d(a, cache_1, conv1, gain=norm2.gamma, keep_y=False)
-    shortcut:   x, or causal_conv3d(x, None, conv_shortcut)
-    x, a, cache_2: causal_conv3d(h, cache_2, conv2, residual=shortcut, gain=<the next norm1.gamma>)
+    _, h, cache_1 = causal_conv3d(a, cache_1, conv1, gain=norm2.gamma, keep_y=False)
+    shortcut      = x, or causal_conv3d(x, None, conv_shortcut)[0]
+    x, a, cache_2 = causal_conv3d(h, cache_2, conv2, residual=shortcut, gain=<next norm1.gamma>)
 
 The caches are those of the model (the last two frames that each convolution read, after norm and
 SiLU), in the same order. `conv_in` and `upsample2x_conv` take the gain of the first norm behind
-them; `norm_out` is the gain of the last block's second convolution. Before attention, upsampling
-and the end of a level there is no such norm, and no gain is given. `Upsample.time_conv` makes two
-frames of each: `frames_out=2` writes the halves of its channels as successive frames. A stream's
-first frame goes round that (slice it off: frames may be strided); with no cache yet, the past is
-zeros, and whatever else a model wants there (CogVideoX repeats the first frame) can be passed as a
-cache with a stride of 0.
+them, and the last block's second convolution that of `norm_out`. Before attention and upsampling
+there is no such norm, and no gain is given. `Upsample.time_conv` makes two frames of each:
+`frames_out=2` writes the halves of its channels as successive frames. A stream's first frame goes
+round that (slice it off: frames may be strided); with no cache yet, the past is zeros, and what
+else a model wants there (CogVideoX repeats the first frame) can be passed as a cache, expanded.
+`tests/kernels/test_vae_blocks.py` has all of this in code.
 
 Where a block of output channels cannot hold all of them (more than 192), the norm is a launch of
 `rms_norm_silu`.
@@ -40,6 +39,7 @@ output's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,11 +50,12 @@ from .conv_call import ConvCall, conv_config, launch_options
 from .conv_tile import (
     finish,
     frames_in_runs,
-    frames_out_runs,
     scratch,
+    sum_pairs,
     sum_pixels,
     sum_runs,
     weight_in_blocks,
+    zero_sums,
 )
 from .jit import jit, tl, triton
 from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
@@ -133,17 +134,21 @@ def _causal_conv3d_kernel(
         p_past = p_cache + i_seen * cache_frame
         p_frames += (tl.where(i_seen < HISTORY, p_past, p_x + (i_seen - HISTORY) * x_frame),)
     if TMA:
-        d_frames = frames_in_runs(p_frames, H * P, C_IN, B_M, B_K)
-        K: tl.constexpr = K_T * K_H * K_W * C_IN
-        d_weight = weight_in_blocks(p_weight, C_OUT, K, B_N, B_REST, B_K)
+        TAPS: tl.constexpr = K_H * K_W
+        d_weight = weight_in_blocks(p_weight, C_OUT, K_T * TAPS * C_IN, B_N, B_REST, B_K)
+        if FRAMES == 1:
+            d_x = frames_in_runs(p_x, T, H * P, x_frame, C_IN, B_M, B_K)
+        if FRAMES == 1 and HISTORY > 0:
+            d_past = frames_in_runs(p_cache, HISTORY, H * P, cache_frame, C_IN, B_M, B_K)
+            taps_of_past = tl.maximum(HISTORY - i_step, 0) * TAPS
         frames_out = tl.num_programs(1) * (FRAMES * FRAMES_OUT)
         size = H_out * P_out
         if p_residual is not None:
-            residual = frames_out_runs(p_residual, frames_out, size, y_frame, C, B_M, PIECE)
+            residual = frames_in_runs(p_residual, frames_out, size, y_frame, C, B_M, PIECE)
         if p_y is not None:
-            y = frames_out_runs(p_y, frames_out, size, y_frame, C, B_M, PIECE)
+            y = frames_in_runs(p_y, frames_out, size, y_frame, C, B_M, PIECE)
         if p_activated is not None:
-            activated = frames_out_runs(p_activated, frames_out, size, y_frame, C, B_M, PIECE)
+            activated = frames_in_runs(p_activated, frames_out, size, y_frame, C, B_M, PIECE)
 
     first = tl.program_id(0) // (FRAMES_OUT * BLOCKS)
     sharing = tl.num_programs(0) // (FRAMES_OUT * BLOCKS)
@@ -153,9 +158,26 @@ def _causal_conv3d_kernel(
         b_h, b_w = b_row // P_out, b_row % P_out
         b_stored = b_row < H_out * P_out
         b_real = b_stored & (b_w < W_out)
-        if TMA:
-            b_sums = sum_runs(
-                d_frames, d_weight, i_n, i_tile * B_M - PAD_H * P - PAD_W, P,
+        i_run = i_tile * B_M - PAD_H * P - PAD_W
+        if TMA and FRAMES == 1:
+            b_sums = zero_sums(1, B_M, B_N, B_REST)
+            if HISTORY > 0:
+                b_sums = sum_runs(
+                    b_sums, d_past, d_weight, i_step, i_n, i_run, P, 0, taps_of_past,
+                    C_IN, K_H, K_W, B_M, B_N, B_K,
+                )  # fmt: skip
+                b_sums = sum_runs(
+                    b_sums, d_x, d_weight, i_step - HISTORY, i_n, i_run, P, taps_of_past,
+                    K_T * TAPS, C_IN, K_H, K_W, B_M, B_N, B_K,
+                )  # fmt: skip
+            else:
+                b_sums = sum_runs(
+                    b_sums, d_x, d_weight, i_step, i_n, i_run, P, 0, K_T * TAPS,
+                    C_IN, K_H, K_W, B_M, B_N, B_K,
+                )  # fmt: skip
+        elif TMA:
+            b_sums = sum_pairs(
+                p_frames, d_weight, i_n, i_run, H * P, P,
                 C_IN, K_T, K_H, K_W, FRAMES, B_M, B_N, B_REST, B_K,
             )  # fmt: skip
         else:
@@ -212,6 +234,7 @@ def causal_conv3d(
     with torch.cuda.device_of(x):
         if config["tma"]:
             triton.set_allocator(scratch)
+            past = past.contiguous()  # a descriptor's strides are not 0
         _causal_conv3d_kernel[(call.programs(config), call.batch * steps)](
             x, past, weight, bias, residual, gain if fused else None, y if written else None,
             activated if fused else None, call.t_out, call.h, call.w, call.h_out, call.w_out,
@@ -251,13 +274,13 @@ def _newest(x: Tensor, cache: Tensor | None, history: int) -> Tensor:
 
 
 def _layer(
-    channels: tuple[int, int], kernel: tuple[int, int, int] = (3, 3, 3), *, residual: bool = False,
-    normed: bool = False, frames_out: int = 1,
+    channels: tuple[int, int], kernel: tuple[int, int, int] = (3, 3, 3), *, latents: int = 3,
+    residual: bool = False, normed: bool = False, frames_out: int = 1,
 ) -> ConvCall:  # fmt: skip
-    """A layer of Wan's decoder for 480 x 832 pixels, in a chunk of 3 latent frames."""
+    """A layer of Wan's decoder for 480 x 832 pixels and so many latent frames."""
     scale = {384: 2, 192: 4, 96: 8}[channels[0]]
     return ConvCall(
-        batch=1, t=6 if scale == 2 else 12, h=60 * scale, w=104 * scale, c_in=channels[0],
+        batch=1, t=latents * min(scale, 4), h=60 * scale, w=104 * scale, c_in=channels[0],
         c_out=channels[1], kernel=kernel, frames_out=frames_out, gutter=True, residual=residual,
         normed=normed,
     )  # fmt: skip
@@ -268,6 +291,7 @@ LAYERS = (
     _layer((96, 96), residual=True, normed=True),
     _layer((192, 192), normed=True),
     _layer((192, 192), residual=True, normed=True),
+    _layer((384, 384)),
     _layer((384, 384), residual=True),
     _layer((384, 768), (3, 1, 1), frames_out=2),
 )
@@ -306,7 +330,7 @@ def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
 SHIPPED = (
     *(_shipped(layer, layer.runs(), (90,)) for layer in LAYERS),
     *(_shipped(layer, layer.pixels(), (80, 100, 120)) for layer in LAYERS[1:4:2]),
-    _shipped(_layer((384, 384)), _layer((384, 384)).pixels(), (90,)),
+    _shipped(LAYERS[4], LAYERS[4].pixels(), (90,)),
 )
 
 
@@ -328,27 +352,42 @@ def _tunable(layer: ConvCall) -> Tunable:
         )[pick]  # fmt: skip
 
     channels = layer.runs()["channels"]
+    depths = (32, 64) if layer.c_in % 64 == 0 else (32,)
     candidates = (
         *(
-            conv_config(channels, frames=frames, tma=1, tiles=tiles, stages=stages, maxnreg=maxnreg)
-            for frames in (1, 2)
-            for tiles in (1, 2, 4)
+            conv_config(
+                channels, pixels=pixels, depth=depth, tma=1, tiles=tiles, warps=warps, stages=stages
+            )
+            for pixels, warps in ((64, 4), (128, 4), (128, 8), (256, 8))
+            for depth in depths
+            for tiles in (1, 4)
+            for stages in (3, 4)
+        ),
+        *(
+            conv_config(channels, depth=depth, tma=1, stages=stages, maxnreg=128)
+            for depth in depths
+            for stages in (2, 4)
+        ),
+        *(
+            conv_config(
+                channels, pixels=warps * 16, frames=2, tma=1, tiles=tiles, warps=warps,
+                stages=stages, maxnreg=maxnreg,
+            )
+            for warps in (4, 8)
+            for tiles in (1, 4)
             for stages, maxnreg in ((2, 0), (2, 128), (3, 0))
         ),
         *(
-            conv_config(channels, pixels=64, frames=frames, tma=1, warps=4, stages=stages)
-            for frames in (1, 2)
-            for stages in (2, 3)
-        ),
-        conv_config(channels, pixels=256, tma=1, stages=2),
-        *(
             conv_config(channels, pixels=pixels, depth=depth, warps=pixels // 16, stages=stages)
             for pixels in (64, 128)
-            for depth in (32, 64)
+            for depth in depths
             for stages in (3, 4)
         ),
-    )
+    )  # fmt: skip
     return Tunable(op="causal_conv3d", key=layer.key, candidates=candidates, prepare=prepare)
 
 
-TUNABLE = tuple(_tunable(layer) for layer in LAYERS)
+FIRST = tuple(replace(layer, t=1) for layer in LAYERS[:4])
+"""The same for a stream's first latent frame."""
+
+TUNABLE = tuple(_tunable(layer) for layer in (*LAYERS, *FIRST))

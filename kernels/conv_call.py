@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .checks import FLOATS, check_device, check_like, check_vector, describe
 from .conv_tile import block_for, block_of, piece_of
-from .jit import triton
 from .tuning import Config
 
 OP = "causal_conv3d"
+_MANY = 512
+"""Programs that keep a chip's multiprocessors busy for some rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +145,15 @@ class ConvCall:
         return self.normed and block_for(self.c_out) >= self.c_out
 
     @property
+    def odd(self) -> bool:
+        """Whether a frame is left when frames that share what they see are paired."""
+        return self.kernel[0] > 1 and self.t_out % 2 == 1
+
+    @property
     def key(self) -> str:
         """For the tuning table: what decides which launch is the fastest."""
         names = [f"C{self.c_in}-{self.c_out}", "k{}{}{}".format(*self.kernel)]
-        names += [name for name in ("gutter", "residual", "fused") if getattr(self, name)]
+        names += [name for name in ("gutter", "residual", "fused", "odd") if getattr(self, name)]
         return "_".join(names)
 
     def default(self, x: Tensor, past: Tensor) -> Config:
@@ -174,17 +180,20 @@ class ConvCall:
         return self.gutter and unstrided and min(self.c_in, self.c_out // self.frames_out) >= 32
 
     def runs(self) -> Config:
-        """Two frames a program.
+        """Pairs of frames where they are narrow, else as large a tile as registers hold.
 
         Of narrow layers two programs share a multiprocessor, so that one multiplies while the other
-        stores or makes descriptors; wide ones take two tiles where there are many.
+        waits, stores or makes descriptors.
         """
         channels = block_for(self.c_out // self.frames_out)
-        frames = 2 if self.kernel[0] > 1 else 1
-        if channels <= 96:
-            return conv_config(channels, frames=frames, tma=1, stages=2, maxnreg=128)
-        tiles = 2 if self.h_out * self.w_out >= 2**16 else 1
-        return conv_config(channels, frames=frames, tma=1, tiles=tiles)
+        if channels <= 96 and self.kernel[0] > 1 and not self.odd:
+            return conv_config(channels, frames=2, tma=1, stages=2, maxnreg=128)
+        depth = 64 if self.c_in % 64 == 0 else 32
+        large = conv_config(channels, pixels=256, depth=depth, tma=1, stages=3)
+        many = self.programs(large) * self.batch * self.t_out >= _MANY
+        if many and not (self.residual and self.fused):
+            return large
+        return conv_config(channels, depth=depth, tma=1, stages=4)
 
     def pixels(self) -> Config:
         """For any chip and any shape."""
@@ -209,9 +218,9 @@ class ConvCall:
     def programs(self, chosen: Config) -> int:
         """How many there are for one step in time."""
         size = self.h_out * (self.w_out + self.gutter)
-        blocks = triton.cdiv(self.c_out // self.frames_out, chosen["channels"])
-        runs = triton.cdiv(size, chosen["pixels"] * chosen["tiles"])
-        return int(runs * blocks * self.frames_out)
+        blocks = -(-(self.c_out // self.frames_out) // chosen["channels"])
+        runs = -(-size // (chosen["pixels"] * chosen["tiles"]))  # both rounded up
+        return runs * blocks * self.frames_out
 
     def constants(self, chosen: Config) -> dict[str, int]:
         """The kernel's `tl.constexpr` arguments."""
@@ -221,8 +230,8 @@ class ConvCall:
             C_IN=self.c_in, C_OUT=self.c_out, K_T=k_t, K_H=k_h, K_W=k_w, STRIDE_T=self.stride_t,
             STRIDE=self.stride, FRAMES_OUT=self.frames_out, GUTTER=int(self.gutter),
             FRAMES=chosen["frames"], B_M=chosen["pixels"], B_N=widest, B_REST=rest,
-            PIECE=piece_of(chosen["channels"]), B_K=chosen["depth"], TILES=chosen["tiles"],
-            TMA=chosen["tma"],
+            PIECE=piece_of(chosen["channels"], chosen["pixels"]), B_K=chosen["depth"],
+            TILES=chosen["tiles"], TMA=chosen["tma"],
         )  # fmt: skip
 
 

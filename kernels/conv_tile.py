@@ -49,22 +49,11 @@ def zero_sums(
 
 
 @jit
-def frames_in_runs(
-    p_frames: tl.tuple, size: int, C: tl.constexpr, B_M: tl.constexpr, B_K: tl.constexpr
-) -> tl.tuple:
-    """Descriptors by which `sum_runs` loads pixels of frames `[size, C]`."""
-    d_frames = tl.tuple(())
-    for f in tl.static_range(len(p_frames)):
-        d_frames += (tl.make_tensor_descriptor(p_frames[f], [size, C], [C, 1], [B_M, B_K]),)
-    return d_frames
-
-
-@jit
 def weight_in_blocks(
     p_weight: tl.tensor, C_OUT: tl.constexpr, K: tl.constexpr, B_N: tl.constexpr,
     B_REST: tl.constexpr, B_K: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Descriptors by which `sum_runs` loads weights `[C', K]`."""
+    """Descriptors by which `sum_runs` and `sum_pairs` load weights `[C', K]`."""
     d_weight = tl.tuple((tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_N, B_K]),))
     if B_REST > 0:
         d_weight += (tl.make_tensor_descriptor(p_weight, [C_OUT, K], [K, 1], [B_REST, B_K]),)
@@ -72,26 +61,63 @@ def weight_in_blocks(
 
 
 @jit
+def frames_in_runs(
+    p: tl.tensor, frames: int, size: int, stride: int, C: tl.constexpr, B_M: tl.constexpr,
+    B_C: tl.constexpr,
+) -> tl.tensor_descriptor:  # fmt: skip
+    """A descriptor by which to reach `B_M` pixels and `B_C` channels of frames `[size, C]`."""
+    return tl.make_tensor_descriptor(p, [frames, size, C], [stride, C, 1], [1, B_M, B_C])
+
+
+@jit
 def sum_runs(
-    d_frames: tl.tuple, d_weight: tl.tuple, i_n: int, i_row: int, P: int,
+    b_sums: tl.tuple, d_frames: tl.tensor_descriptor, d_weight: tl.tuple, i_frame: int, i_n: int,
+    i_row: int, P: int, first: int, last: int,
+    C_IN: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr, B_M: tl.constexpr,
+    B_N: tl.constexpr, B_K: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Add to a tile of one frame what its taps from `first` to `last` give.
+
+    A tap is a run of pixels, which the tensor memory accelerator (TMA) loads by itself. Wants a
+    gutter and strides of 1. `d_frames` (by `frames_in_runs`) has the frame of the first of all taps
+    at `i_frame`, where it need not have begun, and `d_weight` `[C', K_T, K_H, K_W, C]`, of which
+    channels from `i_n` on are computed. The first tap's run begins at pixel `i_row`; pixels before
+    and behind a frame read as zeros, and so do channels behind the last, whence blocks need not
+    divide anything.
+    """
+    TAPS: tl.constexpr = K_H * K_W
+    BLOCKS: tl.constexpr = (C_IN + B_K - 1) // B_K
+    for i in tl.range(first * BLOCKS, last * BLOCKS):
+        tap = i // BLOCKS
+        i_c = (i % BLOCKS) * B_K
+        at = i_row + tap % TAPS // K_W * P + tap % K_W
+        b_input = d_frames.load([i_frame + tap // TAPS, at, i_c]).reshape(B_M, B_K)
+        for part in tl.static_range(len(d_weight)):
+            b_weight = d_weight[part].load([i_n + part * B_N, tap * C_IN + i_c]).T
+            b_sum = tl.dot(b_input, b_weight, b_sums[part], input_precision="ieee")
+            b_sums = replaced(b_sums, part, b_sum)
+    return b_sums
+
+
+@jit
+def sum_pairs(
+    p_frames: tl.tuple, d_weight: tl.tuple, i_n: int, i_row: int, size: int, P: int,
     C_IN: tl.constexpr, K_T: tl.constexpr, K_H: tl.constexpr, K_W: tl.constexpr,
     FRAMES: tl.constexpr, B_M: tl.constexpr, B_N: tl.constexpr, B_REST: tl.constexpr,
     B_K: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """A tile whose taps are runs of pixels, loaded by the tensor memory accelerator (TMA).
+    """A tile of `FRAMES` frames: as `sum_runs`, but one step takes all taps in time at once.
 
-    Wants a gutter and strides of 1. `d_frames` has the `FRAMES + K_T - 1` input frames that the
-    tile sees, `d_weight` `[C', K_T, K_H, K_W, C]`, of which channels from `i_n` on are computed.
-    The first tap's run begins at pixel `i_row`; pixels before and behind a frame read as zeros, and
-    so do channels behind the last, whence blocks need not divide anything.
-
-    A step of the loop takes all taps in time at once: a frame that two output frames see is loaded
-    once for both, and each output pixel's sum is in the same order whichever frame of the tile it
-    is in.
+    A frame that two output frames see is loaded once for both, and so are weights: a third less to
+    load for a product, while each waits for the one before it. `p_frames` has the
+    `FRAMES + K_T - 1` input frames `[size, C]` that the tile sees.
     """
     TAPS: tl.constexpr = K_H * K_W
     BLOCKS: tl.constexpr = (C_IN + B_K - 1) // B_K
     PARTS: tl.constexpr = 2 if B_REST > 0 else 1
+    d_frames = tl.tuple(())
+    for f in tl.static_range(FRAMES + K_T - 1):
+        d_frames += (tl.make_tensor_descriptor(p_frames[f], [size, C_IN], [C_IN, 1], [B_M, B_K]),)
     b_sums = zero_sums(FRAMES, B_M, B_N, B_REST)
 
     for i in tl.range(0, TAPS * BLOCKS):
@@ -169,15 +195,6 @@ def sum_pixels(
 
 
 @jit
-def frames_out_runs(
-    p: tl.tensor, frames: int, size: int, frame: int, C: tl.constexpr, B_M: tl.constexpr,
-    PIECE: tl.constexpr,
-) -> tl.tensor_descriptor:  # fmt: skip
-    """A descriptor by which `finish` reaches frames `[size, C]` that lie `frame` numbers apart."""
-    return tl.make_tensor_descriptor(p, [frames, size, C], [frame, C, 1], [1, B_M, PIECE])
-
-
-@jit
 def halves(b: tl.tensor, M: tl.constexpr, N: tl.constexpr) -> tl.tuple:
     """The left and the right half of `[M, N]`."""
     b_left, b_right = tl.split(tl.permute(tl.reshape(b, [M, 2, N // 2]), [0, 2, 1]))
@@ -185,15 +202,15 @@ def halves(b: tl.tensor, M: tl.constexpr, N: tl.constexpr) -> tl.tuple:
 
 
 @jit
-def pieces(b_sums: tl.tuple, B_M: tl.constexpr, B_N: tl.constexpr, PIECE: tl.constexpr) -> tl.tuple:
-    """The sums of one frame cut into pieces of channels, all equally wide."""
-    b_pieces = tl.tuple((b_sums[0],))
-    if B_N > PIECE:
-        b_pieces = tl.tuple(halves(b_sums[0], B_M, B_N))
-    if B_N > 2 * PIECE:
-        b_left = tl.tuple(halves(b_pieces[0], B_M, B_N // 2))
-        b_pieces = b_left + tl.tuple(halves(b_pieces[1], B_M, B_N // 2))
-    return b_pieces + b_sums[1:]
+def cut(b: tl.tensor, M: tl.constexpr, N: tl.constexpr, PIECE: tl.constexpr) -> tl.tuple:
+    """`[M, N]` in pieces `[M, PIECE]`: one, two, four or eight."""
+    b_pieces = tl.tuple((b,))
+    if N > PIECE:
+        b_left, b_right = halves(b, M, N)
+        b_pieces = tl.tuple((b_left, b_right))
+        if N > 2 * PIECE:
+            b_pieces = cut(b_left, M, N // 2, PIECE) + cut(b_right, M, N // 2, PIECE)
+    return b_pieces
 
 
 @jit
@@ -206,12 +223,14 @@ def finish(
     """Add bias and residual and store; norm over channels, SiLU, and store again. Of one frame.
 
     The sums are of channels `i_c` and on, up to `C`, to which `p_bias` and `p_gain` point, too.
-    With `TMA`, `residual`, `y` and `activated` are descriptors by `frames_out_runs` and the pixels
+    With `TMA`, `residual`, `y` and `activated` are descriptors by `frames_in_runs` and the pixels
     are those from `i_row` on of frame `i_frame`; without, they point to the frame, and pixels
     `b_row` are reached where `b_stored`. Any of them may be None. Pixels that are not `b_real` are
     stored as zeros. Where `activated` is given, the sums hold all channels.
     """
-    b_pieces = pieces(b_sums, B_M, B_N, PIECE)
+    b_pieces = cut(b_sums[0], B_M, B_N, PIECE)
+    if len(b_sums) > 1:
+        b_pieces += cut(b_sums[1], B_M, b_sums[1].shape[1], PIECE)
     b_squares = tl.zeros([B_M, 1], tl.float32)
     b_outs = tl.tuple(())
     for i in tl.static_range(len(b_pieces)):
@@ -253,10 +272,10 @@ def finish(
                 tl.store(activated + b_at, b_out.to(activated.dtype.element_ty), mask=mask)
 
 
-def piece_of(channels: int) -> int:
+def piece_of(channels: int, pixels: int) -> int:
     """How many channels of a block are between sums and memory at a time."""
     widest, rest = block_of(channels)
-    return rest or min(widest, 64)
+    return max(16, min(rest or widest, 8192 // pixels))
 
 
 def block_of(channels: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from .conv_tile import (
     sum_pixels,
     sum_runs,
     weight_in_blocks,
+    zero_sums,
 )
 from .jit import jit, tl, triton
 from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
@@ -96,10 +97,9 @@ def _upsample2x_conv_kernel(
     i_down, i_right = i_phase // 2, i_phase % 2
     P = W + GUTTER
 
-    p_frames = (p_x + i_frame * x_frame,)
     p_weight += i_phase * (C_OUT * 4 * C_IN)
     if TMA:
-        d_frames = frames_in_runs(p_frames, H * P, C_IN, B_M, B_K)
+        d_x = frames_in_runs(p_x, tl.num_programs(1), H * P, x_frame, C_IN, B_M, B_K)
         d_weight = weight_in_blocks(p_weight, C_OUT, 4 * C_IN, B_N, B_REST, B_K)
 
     first = tl.program_id(0) // (BLOCKS * 4)
@@ -111,13 +111,13 @@ def _upsample2x_conv_kernel(
         b_real = b_inside & (b_w < W)
         if TMA:
             b_sums = sum_runs(
-                d_frames, d_weight, i_n, i_tile * B_M + (i_down - 1) * P + i_right - 1, P,
-                C_IN, 1, 2, 2, 1, B_M, B_N, B_REST, B_K,
+                zero_sums(1, B_M, B_N, B_REST), d_x, d_weight, tl.program_id(1), i_n,
+                i_tile * B_M + (i_down - 1) * P + i_right - 1, P, 0, 4, C_IN, 2, 2, B_M, B_N, B_K,
             )  # fmt: skip
         else:
             b_sums = sum_pixels(
-                p_frames, p_weight, i_n, b_h + i_down - 1, b_w + i_right - 1, b_real, H, W, P,
-                C_IN, C_OUT, 1, 2, 2, B_M, B_N, B_REST, B_K, EVEN,
+                (p_x + i_frame * x_frame,), p_weight, i_n, b_h + i_down - 1, b_w + i_right - 1,
+                b_real, H, W, P, C_IN, C_OUT, 1, 2, 2, B_M, B_N, B_REST, B_K, EVEN,
             )  # fmt: skip
         # The gutter's pixel of the input stands for that of the output and none beside it.
         b_stored = b_inside & (b_w * 2 + i_right < 2 * W + GUTTER)
@@ -207,8 +207,8 @@ def _constants(c_in: int, c_out: int, gutter: bool, config: Config) -> dict[str,
     widest, rest = block_of(config["channels"])
     return dict(
         C_IN=c_in, C_OUT=c_out, GUTTER=int(gutter), B_M=config["pixels"], B_N=widest, B_REST=rest,
-        PIECE=piece_of(config["channels"]), B_K=config["depth"], TILES=config["tiles"],
-        TMA=config["tma"],
+        PIECE=piece_of(config["channels"], config["pixels"]), B_K=config["depth"],
+        TILES=config["tiles"], TMA=config["tma"],
     )  # fmt: skip
 
 

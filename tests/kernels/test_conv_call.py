@@ -42,14 +42,18 @@ def test_wide_convolutions_are_cut_into_blocks_that_fit_registers() -> None:
     def wide(channels: int, **options: bool) -> ConvCall:
         return call((1, 4, 6, 9, channels), (channels, channels, 3, 3, 3), **options)
 
-    assert wide(96, normed=True).runs() == conv_config(96, frames=2, tma=1, stages=2, maxnreg=128)
-    assert wide(192, normed=True).runs() == conv_config(192, frames=2, tma=1)
-    large = call((1, 4, 240, 417, 192), (192, 192, 3, 3, 3))
-    assert large.runs() == conv_config(192, frames=2, tma=1, tiles=2)
+    pairs = conv_config(96, frames=2, tma=1, stages=2, maxnreg=128)
+    assert wide(96, normed=True).runs() == pairs
+    lone = call((1, 1, 6, 9, 96), (96, 96, 3, 3, 3))
+    assert lone.odd and lone.runs() == conv_config(96, tma=1, stages=4)
     assert wide(192, residual=True, normed=True).key == "C192-192_k333_gutter_residual_fused"
+    small = conv_config(192, depth=64, tma=1, stages=4)
+    assert wide(192, normed=True).runs() == small
+    large = ((1, 4, 240, 417, 192), (192, 192, 3, 3, 3))
+    assert call(*large).runs() == conv_config(192, pixels=256, depth=64, tma=1)
+    assert call(*large, residual=True, normed=True).runs() == small  # their sums would spill
     apart = wide(384, residual=True, normed=True)  # its norm is a launch of its own
-    assert apart.runs() == conv_config(192, frames=2, tma=1)
-    assert apart.key == "C384-384_k333_gutter_residual"
+    assert apart.runs() == small and apart.key == "C384-384_k333_gutter_residual"
     assert call(weight=(48, 32, 1, 3, 3)).runs()["frames"] == 1
     assert [depth_for(*c) for c in ((3, 96), (48, 96), (128, 128), (384, 192))] == [16, 32, 64, 32]
 
