@@ -150,6 +150,9 @@ class CausalDenoiser(Protocol):
     ) -> tuple[Tensor, KV]:
         """Flow of the latents' shape, and the chunk's own keys (not rotated) and values."""
 
+    def keys_values(self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None) -> KV:
+        """The second of what `chunk` gives, for less work."""
+
 
 class Ring(Protocol):
     """A KV ring: keys and values `[layers, S, n, h, d]` of latent frames, each in a slot."""
@@ -230,6 +233,10 @@ class Transformer(Denoiser, CausalDenoiser, Protocol):
         """The same DiT on Triton's kernels, working in the ring itself; None where they do not
         take its widths."""
 
+    def native(self) -> CausalDenoiser | None:
+        """The same DiT on the C++ core's kernels, with the weights as they are now; None where the
+        kernels cannot run it."""
+
     @property
     def channels(self) -> int:
         """Latent channels."""
@@ -289,3 +296,7 @@ class LoadedVAE(VAE, Protocol):
 
     def fused(self) -> VAE:
         """The same VAE on Triton's kernels, with the weights as they are now."""
+
+    def native(self) -> VAE | None:
+        """The same VAE on the C++ core's kernels, bfloat16 alone, with the weights as they are now;
+        None where the kernels cannot run it."""

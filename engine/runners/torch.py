@@ -18,6 +18,7 @@ from ..checkpoint.folder import ModelFolder
 from ..checkpoint.load import load_component
 from ..errors import CheckpointError, InputError, ResourceError
 from ..layers.layout import channels_last
+from ..layers.packed import to_bytes as to_bytes_natively
 from ..layers.road import pick_road
 from ..sampling.gathered import Gathered
 from ..sampling.stream import StreamSampler
@@ -118,6 +119,11 @@ class TorchRunner:
         to_bytes: Callable[[Tensor], Tensor] = to_pixels_reference
         if road == "triton":
             denoiser, codec, to_bytes = transformer.in_ring(), vae.fused(), to_pixels
+        if road == "native":
+            if (dit := transformer.native()) is not None:
+                denoiser = Gathered(dit)
+            if (fast := vae.native()) is not None:
+                codec, to_bytes = fast, to_bytes_natively
         denoiser = denoiser or Gathered(transformer)
         return cls(transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes)
 

@@ -31,7 +31,8 @@ class GatheredPass:
 
     def cache(self, latents: Tensor, timestep: Tensor, text: KV) -> None:
         """Write the chunk's keys, not rotated, and values to the ring."""
-        self.ring.write(self.first, self.denoiser.chunk(latents, timestep, text, self.past)[1])
+        own = self.denoiser.keys_values(latents, timestep, text, self.past)
+        self.ring.write(self.first, own)
 
 
 @dataclass(frozen=True)

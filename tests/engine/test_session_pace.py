@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from types import SimpleNamespace
@@ -36,18 +37,22 @@ class Clock:
 def clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     transformer, vae = engine.runner.transformer, engine.runner.vae
-    chunk, decode = transformer.chunk, vae.decode
+    decode = vae.decode
 
-    def slow_chunk(*args: Any) -> Any:
-        clock.now += clock.a_pass
-        return chunk(*args)
+    def slow(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def slowed(*args: Any) -> Any:
+            clock.now += clock.a_pass
+            return forward(*args)
+
+        return slowed
 
     def slow_decode(*args: Any) -> Any:
         clock.now += clock.a_decode
         return decode(*args)
 
     monkeypatch.setattr(watch, "time", SimpleNamespace(perf_counter=clock.perf_counter))
-    monkeypatch.setattr(transformer, "chunk", slow_chunk)
+    for name in ("chunk", "keys_values"):
+        monkeypatch.setattr(transformer, name, slow(getattr(transformer, name)))
     monkeypatch.setattr(vae, "decode", slow_decode)
     return clock
 

@@ -296,7 +296,8 @@ def test_nothing_is_computed_at_a_size_that_only_a_number_claims(
         return decode(latents, *args)
 
     monkeypatch.setattr(vae, "decode", watched)
-    monkeypatch.setattr(transformer, "chunk", None)
+    for name in ("chunk", "keys_values"):
+        monkeypatch.setattr(transformer, name, None)
     large = tamper(snapshot, lambda values, tensors: values.update(width=8192, height=8192))
     with pytest.raises(InputError, match="recent is of shape"):
         engine.restore(large)

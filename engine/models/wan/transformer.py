@@ -12,7 +12,7 @@ P cached tokens, L text tokens, D hidden width, h heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +30,7 @@ from ..fields import check_numbers, check_whole, check_wholes, known_fields, ref
 
 if TYPE_CHECKING:
     from .in_ring import InRing
+    from .native_transformer import NativeTransformer
 
 _MOST = {
     "num_attention_heads": 256,
@@ -185,8 +186,7 @@ class Block(nn.Module):
         self, x: Tensor, modulation: Tensor, text: LayerKV, rope: RopeTable, past: LayerKV | None
     ) -> tuple[Tensor, LayerKV]:
         """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V."""
-        table = (self.scale_shift_table + modulation.float()).unsqueeze(3)
-        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._table(modulation)
 
         y = norm_modulate(x, scale1, shift1, self.eps).flatten(1, 2)
         own = self.attn1.key_value(y)
@@ -201,6 +201,15 @@ class Block(nn.Module):
 
         y = norm_modulate(x, scale2, shift2, self.eps)
         return gate_residual(x, self.ffn(y), gate2), own
+
+    def key_value(self, x: Tensor, modulation: Tensor) -> LayerKV:
+        """The chunk's own keys and values alone."""
+        shift, scale, *_ = self._table(modulation)
+        return self.attn1.key_value(norm_modulate(x, scale, shift, self.eps).flatten(1, 2))
+
+    def _table(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of self-attention, then of feed-forward: `[B, 1 or T, 1, D]`."""
+        return (self.scale_shift_table + modulation.float()).unsqueeze(3).unbind(2)
 
     def _norm2(self, x: Tensor) -> Tensor:
         if isinstance(self.norm2, nn.Identity):
@@ -295,7 +304,7 @@ class WanTransformer(nn.Module):
         `layers` holds `frames` latent frames (of `height` x `width` latent pixels) in order, as
         `chunk` gave them.
         """
-        rope = self._rope(0, frames, height, width, layers[0].k.device)
+        rope = self.rope(0, frames, height, width, layers[0].k.device)
         return Past(frames, [LayerKV(rotate(kv.k, rope), kv.v) for kv in layers])
 
     def chunk(
@@ -309,26 +318,41 @@ class WanTransformer(nn.Module):
         own: list[LayerKV] = []
         return self._flow(latents, timestep, text, past, own), own
 
+    def keys_values(self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None) -> KV:
+        """The same for the keys and values alone, which need nothing of the last block."""
+        own: list[LayerKV] = []
+        x, _, modulation = self._blocks(self.blocks[:-1], latents, timestep, text, past, own)
+        return [*own, self.blocks[-1].key_value(x, modulation)]
+
     def _flow(
         self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None,
         own: list[LayerKV] | None,
     ) -> Tensor:  # fmt: skip
-        """The flow; each layer's keys and values go to `own`, or are dropped behind the layer."""
+        x, embedding, _ = self._blocks(self.blocks, latents, timestep, text, past, own)
+        shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
+        x = norm_modulate(x, scale, shift, self.config.eps)
+        return self.unpatch(self.proj_out(x), *latents.shape[3:])
+
+    def _blocks(
+        self, blocks: Sequence[Block], latents: Tensor, timestep: Tensor, text: KV,
+        past: Past | None, own: list[LayerKV] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """What `blocks`, from the first on, make of the latents, `[B, T, n, D]`, and the timestep's
+        embedding and modulation. Each layer's keys and values go to `own`, or are dropped behind
+        the layer."""
         b, _, t, height, width = latents.shape
         x = self.tokens(latents)
         start = past.frames if past is not None else 0
-        rope = self._rope(start, t, height, width, latents.device)
+        rope = self.rope(start, t, height, width, latents.device)
         timestep = timestep.reshape(b, -1)
         embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(blocks):
             seen = past.layers[i] if past is not None else None
             x, kv = block(x, modulation, text[i], rope, seen)
             if own is not None:
                 own.append(kv)
             del kv
-        shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
-        x = norm_modulate(x, scale, shift, self.config.eps)
-        return self.unpatch(self.proj_out(x), height, width)
+        return x, embedding, modulation
 
     def in_ring(self) -> InRing | None:
         """The same DiT on Triton's kernels; None where they do not take heads or rows so wide."""
@@ -336,11 +360,21 @@ class WanTransformer(nn.Module):
 
         return InRing(self) if InRing.fits(self.config) else None
 
-    def tokens(self, latents: Tensor) -> Tensor:
-        """Latents `[B, C, T, H, W]` to what the first block takes, `[B, T, n, D]`.
+    def native(self) -> NativeTransformer | None:
+        """The same DiT on the C++ core's kernels, with the weights as they are now; None where the
+        kernels cannot run it."""
+        from .native_transformer import NativeTransformer
 
-        Raises `InputError` for other channels, or for sizes that patches do not tile.
-        """
+        return NativeTransformer(self) if NativeTransformer.fits(self) else None
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Latents `[B, C, T, H, W]` to what the first block takes, `[B, T, n, D]`."""
+        self.check_latents(latents)
+        x: Tensor = self.patch_embedding(latents.to(self.dtype))
+        return x.flatten(3).permute(0, 2, 3, 1)
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise `InputError` for other channels, or for sizes that patches do not tile."""
         _, patch_h, patch_w = self.config.patch_size
         channels, height, width = latents.shape[1], *latents.shape[3:]
         if channels != self.config.in_channels or height % patch_h or width % patch_w:
@@ -348,8 +382,6 @@ class WanTransformer(nn.Module):
                 f"latents have shape {tuple(latents.shape)}; wanted {self.config.in_channels} "
                 f"channels, height and width multiples of {patch_h} and {patch_w}"
             )
-        x: Tensor = self.patch_embedding(latents.to(self.dtype))
-        return x.flatten(3).permute(0, 2, 3, 1)
 
     @property
     def channels(self) -> int:
@@ -371,7 +403,8 @@ class WanTransformer(nn.Module):
         """What activations are computed in."""
         return self.proj_out.weight.dtype
 
-    def _rope(self, first: int, t: int, height: int, width: int, device: torch.device) -> RopeTable:
+    def rope(self, first: int, t: int, height: int, width: int, device: torch.device) -> RopeTable:
+        """Rotations of the tokens of `t` latent frames, the first one at position `first`."""
         _, patch_h, patch_w = self.config.patch_size
         rows, columns = height // patch_h, width // patch_w
         return rope_table(first, t, rows, columns, self.config.attention_head_dim, device=device)

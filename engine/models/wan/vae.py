@@ -31,6 +31,7 @@ from ..fields import check_numbers, check_whole, check_wholes, known_fields, ref
 
 if TYPE_CHECKING:
     from .fused_vae import FusedVAE
+    from .native_vae import NativeVAE
 
 # fmt: off
 _LATENTS_MEAN = (
@@ -435,6 +436,13 @@ class WanVAE(nn.Module):
         from .fused_vae import FusedVAE
 
         return FusedVAE(self)
+
+    def native(self) -> NativeVAE | None:
+        """The same VAE on the C++ core's kernels, with the weights as they are now; None where the
+        kernels cannot run it."""
+        from .native_vae import NativeVAE
+
+        return NativeVAE(self) if NativeVAE.fits(self) else None
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Un-normalized latents to the DiT's scale, by the config's mean and deviation."""
