@@ -86,7 +86,8 @@ def _describe_roads(folder: ModelFolder, device: str, dtype: str) -> dict[str, s
     from ..runners.torch import pick_device, pick_dtype
 
     picked = pick_device(device)
-    return roads_of(folder, pick_road("auto", picked, pick_dtype(dtype, picked)))
+    computed = pick_dtype(dtype, picked)
+    return roads_of(folder, pick_road("auto", picked, computed), computed)
 
 
 def _describe_machine() -> dict[str, Any]:

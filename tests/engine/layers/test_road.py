@@ -9,7 +9,9 @@ from livereel.engine.checkpoint.folder import DEMO, open_folder
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.layers import road
 from livereel.engine.layers.road import pick_road
+from livereel.engine.models.wan.native_vae import NativeVAE
 from livereel.engine.runners.roads import roads_of
+from livereel.engine.runners.torch import TorchRunner
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -47,6 +49,17 @@ def test_a_road_that_cannot_be_taken_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_each_operation_s_road_is_told_beforehand() -> None:
-    triton = roads_of(open_folder(DEMO), "triton")
+    demo = open_folder(DEMO)
+    triton = roads_of(demo, "triton", torch.bfloat16)
     assert triton["self-attention"] == triton["VAE convolutions"] == "triton"
-    assert roads_of(open_folder(DEMO), "reference")["self-attention"] == "reference"
+    assert roads_of(demo, "reference", torch.float32)["self-attention"] == "reference"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_told_of_the_native_road_is_what_is_loaded(dtype: torch.dtype) -> None:
+    demo = open_folder(DEMO)
+    told = roads_of(demo, "native", dtype)
+    runner = TorchRunner.load(demo, device=CPU, dtype=dtype, road="native")
+    assert (told["self-attention"] == "native") == (runner.transformer.native() is not None)
+    assert (told["VAE convolutions"] == "native") == isinstance(runner.vae, NativeVAE)
+    assert told["VAE norms"] == "native"
