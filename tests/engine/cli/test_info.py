@@ -25,7 +25,7 @@ def test_json_has_model_memory_and_machine(model: str, capsys: pytest.CaptureFix
     assert facts["machine"]["cores"] >= 1
     assert facts["machine"]["memory_free"] > 0
     assert facts["machine"]["roads"]["torch"].startswith("2.")
-    assert facts["model"]["roads"]["projections"] == "library"
+    assert facts["model"]["roads"]["VAE norms"] == "native"
 
 
 def test_text_says_the_same_for_people(model: str, capsys: pytest.CaptureFixture[str]) -> None:
