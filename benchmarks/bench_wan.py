@@ -28,7 +28,8 @@ from livereel.engine.config import DEFAULT_SELF_FORCING
 from livereel.engine.layers.layout import channels_last
 from livereel.engine.layers.road import Road
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
-from livereel.engine.models.wan.vae import WanVAE, WanVAEConfig
+from livereel.engine.models.wan.vae import WanVAE
+from livereel.engine.models.wan.vae_config import WanVAEConfig
 from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.session import Session

@@ -226,6 +226,7 @@ class _Decoder:
     blocks: int
     time_up: tuple[bool, ...]
     patch: int
+    residual: bool
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> _Decoder:
@@ -237,6 +238,7 @@ class _Decoder:
             blocks=int(config.get("num_res_blocks", 2)) + 1,
             time_up=tuple(bool(d) for d in reversed(down)),
             patch=int(config.get("patch_size") or 1),
+            residual=bool(config.get("is_residual", False)),
         )
 
     @property
@@ -250,7 +252,7 @@ class _Decoder:
         dims = [self.base * m for m in (self.multiples[-1], *reversed(self.multiples))]
         numbers = area * (self.latent + 4 * dims[0])
         for level, out in enumerate(dims[1:]):
-            incoming = dims[level] // 2 if level else dims[0]
+            incoming = dims[level] // 2 if level and not self.residual else dims[level]
             numbers += area * (incoming + (2 * self.blocks - 1) * out)
             if level < len(self.time_up):
                 numbers += area * out * self.time_up[level]

@@ -22,7 +22,7 @@ from .save import new_folder, save_component, save_index, save_scheduler
 from .weights import STEMS, Weights, check_shapes, weight_files
 
 # Where the Wan repository's own download keeps its parts.
-_WAN_VAE = "Wan2.1_VAE.pth"
+_WAN_VAES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 _WAN_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _WAN_TOKENIZER = "google/umt5-xxl"
 
@@ -76,7 +76,7 @@ def convert(
     if source.is_dir():
         if (source / MODEL_INDEX).is_file():
             raise CheckpointError(f"{source} is in diffusers' layout already")
-        vae = vae or _if_there(source / _WAN_VAE)
+        vae = vae or _wan_vae(source)
         text = text or (source if (source / _WAN_TEXT).is_file() else None)
     main = _read(source, num_heads)
     parts = [main]
@@ -96,8 +96,8 @@ def convert(
     return Path(out)
 
 
-def _if_there(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _wan_vae(folder: Path) -> Path | None:
+    return next((folder / name for name in _WAN_VAES if (folder / name).is_file()), None)
 
 
 def _class(layout: Layout) -> tuple[str, str]:
@@ -187,7 +187,7 @@ def _vae_path(path: Path) -> Path:
     """A model's folder in either layout stands for the VAE in it."""
     if (path / "vae").is_dir():
         return path / "vae"
-    return _if_there(path / _WAN_VAE) or path
+    return _wan_vae(path) or path
 
 
 def _write(part: _Part, draft: Path, dtype: torch.dtype | None) -> None:

@@ -76,6 +76,17 @@ def test_wan_1_3b_needs_what_its_layout_says(tmp_path: Path) -> None:
             "temperal_downsample": [False, True],
             "num_res_blocks": 1,
         },
+        {
+            "base_dim": 4,
+            "decoder_base_dim": 8,
+            "dim_mult": [1, 2, 2],
+            "temperal_downsample": [False, True],
+            "num_res_blocks": 1,
+            "patch_size": 2,
+            "in_channels": 12,
+            "out_channels": 12,
+            "is_residual": True,
+        },
     ],
 )
 def test_conv_caches_are_those_of_the_decoder(tmp_path: Path, config: dict[str, Any]) -> None:

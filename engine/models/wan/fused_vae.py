@@ -165,6 +165,25 @@ class Up:
         return lone
 
 
+class Level:
+    """Layers in turn, and their shortcut: Wan 2.2's levels."""
+
+    def __init__(
+        self, layers: Sequence[Layer], level: vae.ShrinkingLevel | vae.GrowingLevel
+    ) -> None:
+        self.layers, self.level, self.gain = layers, level, layers[0].gain
+
+    def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
+        x = without_gutter(flow.x)
+        if isinstance(self.level, vae.GrowingLevel):
+            shortcut = self.level.shortcut(x, first=tape.first)
+        else:
+            shortcut = self.level.shortcut(x)
+        y = run(self.layers, flow, tape)
+        without_gutter(y).add_(shortcut)
+        return normed(y, gain)
+
+
 def gain_of(norm: ChannelRMSNorm) -> Tensor:
     """The norm's gain `[C]`; what it is multiplied by otherwise is part of the kernel."""
     return norm.gamma.detach().flatten()
@@ -173,6 +192,11 @@ def gain_of(norm: ChannelRMSNorm) -> Tensor:
 def normed(x: Tensor, gain: Tensor | None) -> Flow:
     """`x`, and its norm by `gain` if there is one."""
     return Flow(x, x.new_empty(0) if gain is None else rms_norm_silu(x, gain))
+
+
+def begin(x: Tensor) -> Flow:
+    """What the first layer takes."""
+    return normed(x, None)
 
 
 def without_gutter(x: Tensor) -> Tensor:
@@ -185,13 +209,32 @@ def with_gutter(x: Tensor) -> Tensor:
     return add_gutter(x.permute(0, 2, 3, 4, 1)).contiguous()
 
 
-def run(layers: Sequence[Layer], x: Tensor, tape: CacheTape) -> Tensor:
-    """All layers in turn over `x`; the last one's result."""
-    flow = Flow(x, x.new_empty(0))
+def run(layers: Sequence[Layer], flow: Flow, tape: CacheTape) -> Tensor:
+    """All layers in turn; the last one's result."""
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
         gain = None if after is None else after.gain
         flow = layer.step(flow, tape, gain, last=isinstance(after, EndConv))
     return flow.x
+
+
+def down_layer(block: vae.ResidualBlock | vae.Downsample | vae.ShrinkingLevel) -> Layer:
+    """A part of the encoder between its ends."""
+    if isinstance(block, vae.ResidualBlock):
+        return Residual(block)
+    if isinstance(block, vae.Downsample):
+        return Down(block)
+    layers: list[Layer] = [Residual(inner) for inner in block.resnets]
+    if block.downsampler is not None:
+        layers.append(Down(block.downsampler))
+    return Level(layers, block)
+
+
+def up_layers(level: vae.UpBlock | vae.GrowingLevel) -> list[Layer]:
+    """A level of the decoder."""
+    layers: list[Layer] = [Residual(block) for block in level.resnets]
+    if isinstance(level, vae.GrowingLevel):
+        return [Level([*layers, Up(level.upsampler)], level)]
+    return [*layers, *(Up(layer) for layer in level.upsamplers)]
 
 
 def mid_layers(block: vae.MidBlock) -> list[Layer]:
@@ -214,24 +257,20 @@ class FusedVAE:
         self._quant, self._post_quant = Conv(model.quant_conv), Conv(model.post_quant_conv)
         self._encoder: list[Layer] = [
             EndConv(encoder.conv_in),
-            *(
-                Down(block) if isinstance(block, vae.Downsample) else Residual(block)
-                for block in encoder.down_blocks
-            ),
+            *(down_layer(block) for block in encoder.down_blocks),
             *mid_layers(encoder.mid_block),
             EndConv(encoder.conv_out, encoder.norm_out),
         ]
         self._decoder: list[Layer] = [EndConv(decoder.conv_in), *mid_layers(decoder.mid_block)]
         for level in decoder.up_blocks:
-            self._decoder += [Residual(block) for block in level.resnets]
-            self._decoder += [Up(layer) for layer in level.upsamplers]
+            self._decoder += up_layers(level)
         self._decoder.append(EndConv(decoder.conv_out, decoder.norm_out))
 
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """As `WanVAE.encode`."""
         tape = CacheTape(caches)
         x = with_gutter(self.model.patches(frames, first=caches is None))
-        moments = without_gutter(self._quant.plain(run(self._encoder, x, tape)))
+        moments = without_gutter(self._quant.plain(run(self._encoder, begin(x), tape)))
         return moments[:, : self.channels], tape.caches()
 
     def decode(
@@ -240,5 +279,6 @@ class FusedVAE:
         """As `WanVAE.decode`."""
         self.model.check_latents(latents)
         tape = CacheTape(caches)
-        x = run(self._decoder, self._post_quant.plain(with_gutter(latents)), tape)
+        x = self._post_quant.plain(with_gutter(latents))
+        x = run(self._decoder, begin(x), tape)
         return self.model.pixels(without_gutter(x)), tape.caches()

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...registry import Layout
+from .vae_config import LATENTS_MEAN_2_2, LATENTS_STD_2_2
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -148,6 +149,16 @@ _VAE_TOP = {
     **{f"{half}.head.2": f"{half}.conv_out" for half in ("encoder", "decoder")},
 }
 _MIDDLE = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}
+# Wan 2.2's levels are sequences of their own; the resampling, if any, is the last of one.
+_ORIGINAL_LEVEL = re.compile(
+    r"(?:(?P<encoder>encoder\.downsamples\.(?P<down>\d{1,4})\.downsamples)"
+    r"|(?P<decoder>decoder\.upsamples\.(?P<up>\d{1,4})\.upsamples))"
+    r"\.(?P<index>\d{1,4})\.(?P<rest>.+)"
+)
+_DIFFUSERS_LEVEL = re.compile(
+    r"(?P<half>encoder\.down|decoder\.up)_blocks\.(?P<level>\d{1,4})\."
+    r"(?P<at>resnets\.(?P<index>\d{1,4})|downsampler|upsampler)\.(?P<rest>.+)"
+)
 _LEAF = re.compile(r"(?P<stem>.+)(?P<leaf>\.weight|\.bias|\.gamma)")
 _ORIGINAL_LAYER = re.compile(r"(?P<half>encoder|decoder)\.(?P<part>middle|downsamples|upsamples)\."
                              r"(?P<index>\d{1,4})\.(?P<rest>.+)")  # fmt: skip
@@ -159,10 +170,10 @@ _DIFFUSERS_LAYER = re.compile(
 
 
 def vae_to_diffusers(names: Collection[str]) -> dict[str, str]:
-    """Wan 2.1's names of a VAE to diffusers' `AutoencoderKLWan`.
+    """Wan's names of a VAE to diffusers' `AutoencoderKLWan`.
 
-    Wan numbers a decoder's layers through; diffusers groups them by level. The first layer that
-    doubles the picture tells how long a level is.
+    Wan 2.1 numbers a decoder's layers through; diffusers groups them by level. The first layer that
+    doubles the picture tells how long a level is. Wan 2.2 has levels of its own.
     """
     pattern = re.compile(r"decoder\.upsamples\.(\d{1,4})\.resample\.")
     ends = [int(m[1]) for name in names if (m := pattern.match(name))]
@@ -175,6 +186,8 @@ def _vae_name(name: str, per_level: int) -> str:
     if match is None:
         return name
     stem, leaf = match["stem"], match["leaf"]
+    if (inner := _ORIGINAL_LEVEL.fullmatch(stem)) is not None:
+        return _level_name(inner) + leaf
     layer = _ORIGINAL_LAYER.fullmatch(stem)
     if layer is None:
         return _VAE_TOP.get(stem, stem) + leaf
@@ -191,12 +204,38 @@ def _vae_name(name: str, per_level: int) -> str:
     return f"{layer['half']}.{at}.{rest}{leaf}"
 
 
+def _level_name(match: re.Match[str]) -> str:
+    """diffusers' name of a layer in one of Wan 2.2's levels."""
+    half, level = ("encoder.down", match["down"])
+    if match["encoder"] is None:
+        half, level = "decoder.up", match["up"]
+    rest = match["rest"]
+    if rest.split(".")[0] in ("resample", "time_conv"):
+        return f"{half}_blocks.{level}.{half.split('.')[1]}sampler.{rest}"
+    return f"{half}_blocks.{level}.resnets.{match['index']}.{_RESIDUAL.get(rest, rest)}"
+
+
 def vae_to_original(names: Collection[str]) -> dict[str, str]:
     """The way back of `vae_to_diffusers`."""
     pattern = re.compile(r"decoder\.up_blocks\.0\.resnets\.(\d{1,4})\.")
     resnets = [int(m[1]) for name in names if (m := pattern.match(name))]
     per_level = max(resnets) + 2 if resnets else 0
+    if any(".upsampler." in name or "down_blocks.0.resnets." in name for name in names):
+        return {name: _residual_original_name(name, per_level) for name in names}
     return {name: _vae_original_name(name, per_level) for name in names}
+
+
+def _residual_original_name(name: str, per_level: int) -> str:
+    """Wan 2.2's name; its encoder has a block less in each level than its decoder."""
+    found = _LEAF.fullmatch(name)
+    layer = _DIFFUSERS_LEVEL.fullmatch(found["stem"]) if found else None
+    if found is None or layer is None:
+        return _vae_original_name(name, per_level)
+    down = layer["half"] == "encoder.down"
+    half = "encoder.downsamples" if down else "decoder.upsamples"
+    index = layer["index"] or (per_level - 2 if down else per_level - 1)
+    rest = {new: old for old, new in _RESIDUAL.items()}.get(layer["rest"], layer["rest"])
+    return f"{half}.{layer['level']}.{half.split('.')[1]}.{index}.{rest}{found['leaf']}"
 
 
 def _vae_original_name(name: str, per_level: int) -> str:
@@ -226,13 +265,42 @@ def _is_vae(names: Collection[str]) -> bool:
 
 
 def vae_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
-    """The `config.json` of a VAE of Wan 2.1's layout with these weights; `num_heads` is unused.
+    """The `config.json` of a VAE of Wan's layouts with these weights; `num_heads` is unused.
 
-    The statistics of the latents are not in the weights: diffusers' defaults, Wan 2.1's, are left
-    to hold for 16 channels, and others get mean 0 and deviation 1.
+    The statistics of the latents are not in the weights: those published for 16 channels (Wan 2.1)
+    and 48 (Wan 2.2) are taken, and others get mean 0 and deviation 1.
     """
     base, in_channels = _shape(shapes, "encoder.conv_in.weight", 5)[:2]
     z_dim = _shape(shapes, "post_quant_conv.weight", 5)[0]
+    residual = "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
+    widths, time = (_residual_levels if residual else _plain_levels)(shapes)
+    patch = math.isqrt(in_channels // 3)
+    if not all(widths) or any(level[0] % base for level in widths) or 3 * patch**2 != in_channels:
+        raise CheckpointError("the VAE's weights are not in the layout of Wan 2.1 or 2.2")
+    mult = [level[0] // base for level in widths]
+    decoder_base = _shape(shapes, "decoder.conv_in.weight", 5)[0] // mult[-1]
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "attn_scales": [],
+        "base_dim": base,
+        "decoder_base_dim": None if decoder_base == base else decoder_base,
+        "dim_mult": mult,
+        "dropout": 0.0,
+        "in_channels": in_channels,
+        "is_residual": residual,
+        "num_res_blocks": len(widths[0]),
+        "out_channels": in_channels,
+        "patch_size": patch if patch > 1 else None,
+        "scale_factor_spatial": 2 ** len(time) * patch,
+        "scale_factor_temporal": 2 ** sum(time),
+        "temperal_downsample": time,
+        "z_dim": z_dim,
+        **_statistics(z_dim),
+    }
+
+
+def _plain_levels(shapes: Shapes) -> tuple[list[list[int]], list[bool]]:
+    """Widths of the encoder's blocks, level by level, and which resampling is one of time too."""
     widths: list[list[int]] = [[]]
     time: list[bool] = []
     index = 0
@@ -244,27 +312,31 @@ def vae_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
         else:
             widths[-1].append(_shape(shapes, at + "conv1.weight", 5)[0])
         index += 1
-    patch = math.isqrt(in_channels // 3)
-    if not all(widths) or any(level[0] % base for level in widths) or 3 * patch**2 != in_channels:
-        raise CheckpointError("the VAE's weights are not in the layout of Wan 2.1")
-    neutral = {"latents_mean": [0.0] * z_dim, "latents_std": [1.0] * z_dim}
-    return {
-        "_class_name": "AutoencoderKLWan",
-        "attn_scales": [],
-        "base_dim": base,
-        "dim_mult": [level[0] // base for level in widths],
-        "dropout": 0.0,
-        "in_channels": in_channels,
-        "is_residual": False,
-        "num_res_blocks": len(widths[0]),
-        "out_channels": in_channels,
-        "patch_size": patch if patch > 1 else None,
-        "scale_factor_spatial": 2 ** len(time) * patch,
-        "scale_factor_temporal": 2 ** sum(time),
-        "temperal_downsample": time,
-        "z_dim": z_dim,
-        **({} if z_dim == 16 else neutral),
-    }
+    return widths, time
+
+
+def _residual_levels(shapes: Shapes) -> tuple[list[list[int]], list[bool]]:
+    """The same of Wan 2.2's layout."""
+    widths: list[list[int]] = []
+    time: list[bool] = []
+    while (at := f"encoder.down_blocks.{len(widths)}.") + "resnets.0.conv1.weight" in shapes:
+        blocks: list[int] = []
+        while (name := f"{at}resnets.{len(blocks)}.conv1.weight") in shapes:
+            blocks.append(_shape(shapes, name, 5)[0])
+        widths.append(blocks)
+        if at + "downsampler.resample.1.weight" in shapes:
+            time.append(at + "downsampler.time_conv.weight" in shapes)
+    return widths, time
+
+
+def _statistics(z_dim: int) -> dict[str, list[float]]:
+    """Mean and deviation of latents; 16 channels are left to the config's defaults."""
+    if z_dim == 16:
+        return {}
+    mean, std = (0.0,) * z_dim, (1.0,) * z_dim
+    if z_dim == len(LATENTS_MEAN_2_2):
+        mean, std = LATENTS_MEAN_2_2, LATENTS_STD_2_2
+    return {"latents_mean": list(mean), "latents_std": list(std)}
 
 
 TRANSFORMER = Layout(

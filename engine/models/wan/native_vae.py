@@ -128,7 +128,10 @@ class NativeVAE:
 
     @staticmethod
     def fits(model: vae.WanVAE) -> bool:
-        """Whether the kernels can run it: what `affordable` says, and channels in pairs."""
+        """Whether the kernels can run it: Wan 2.1's layout, what `affordable` says, and channels in
+        pairs."""
+        if model.config.is_residual:
+            return False
         convs = (m for m in model.decoder.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d)))
         even = all(conv.in_channels % 2 == 0 for conv in (model.post_quant_conv, *convs))
         return affordable(model) and even

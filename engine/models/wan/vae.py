@@ -1,4 +1,7 @@
-"""The Wan 2.1 video VAE: 4x in time, 8x8 in space, causal, with its conv caches as state.
+"""Wan's video VAEs, causal, with their conv caches as state.
+
+Wan 2.1's is 4x in time and 8x8 in space. Wan 2.2's is 4x16x16: pixels are folded 2x2 first, and
+levels have shortcuts past them (`shortcut.py`).
 
 One code path serves whole clips and streams: a call takes the frames at hand and the caches of the
 call before (None at the start). The first frame stands alone in time: it makes one latent frame by
@@ -12,7 +15,6 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,107 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import CheckpointError, InputError
+from ...errors import InputError
 from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, with_past
 from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
 from ...layers.norm_silu import norm_silu_with_past
 from ...layers.upsample import Upsample2xConv
-from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+from .shortcut import check_groups, grow, shrink
+from .vae_config import WanVAEConfig
 
 if TYPE_CHECKING:
     from .fused_vae import FusedVAE
     from .native_vae import NativeVAE
-
-# fmt: off
-_LATENTS_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)
-_LATENTS_STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)
-# fmt: on
-
-
-_MOST = {
-    "base_dim": 1024,
-    "decoder_base_dim": 1024,
-    "z_dim": 1024,
-    "num_res_blocks": 16,
-    "in_channels": 1024,
-    "out_channels": 1024,
-    "patch_size": 16,
-}
-_OPTIONAL = ("decoder_base_dim", "patch_size")
-_MAX_LEVELS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanVAEConfig:
-    """Fields of diffusers' `AutoencoderKLWan` config that fix the layout (its names, its defaults).
-
-    `temperal_downsample` says for each halving of space whether time halves too; `patch_size`
-    folds that many pixels of each side into channels first. Raises `CheckpointError` for a value of
-    the wrong type or beyond what a real VAE has.
-    """
-
-    base_dim: int = 96
-    decoder_base_dim: int | None = None
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)
-    in_channels: int = 3
-    out_channels: int = 3
-    patch_size: int | None = None
-    latents_mean: tuple[float, ...] = _LATENTS_MEAN
-    latents_std: tuple[float, ...] = _LATENTS_STD
-
-    def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            if getattr(self, name) is not None or name not in _OPTIONAL:
-                check_whole(name, getattr(self, name), most)
-        check_wholes("dim_mult", self.dim_mult, 64, length=_MAX_LEVELS)
-        halvings = len(self.dim_mult) - 1
-        if not _are_flags(self.temperal_downsample, halvings):
-            raise CheckpointError(
-                f"temperal_downsample must be a list of {halvings} true or false, one less than "
-                f"dim_mult, got {self.temperal_downsample!r:.40}"
-            )
-        channels = 3 * (self.patch_size or 1) ** 2
-        if (self.in_channels, self.out_channels) != (channels, channels):
-            raise CheckpointError(
-                f"in_channels and out_channels must be {channels}, a folded RGB pixel, "
-                f"got {self.in_channels} and {self.out_channels}"
-            )
-        check_numbers("latents_mean", self.latents_mean, length=self.z_dim, above=-1e6)
-        check_numbers("latents_std", self.latents_std, length=self.z_dim, above=0)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> WanVAEConfig:
-        """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
-        refuse_others(values, {"is_residual": False, "attn_scales": [], "dropout": 0.0})
-        return cls(**known_fields(cls, values))
-
-    @property
-    def temporal_factor(self) -> int:
-        """Pixel frames that a latent frame stands for."""
-        return int(2 ** sum(self.temperal_downsample))
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels of each side that a latent pixel stands for."""
-        return int(2 ** len(self.temperal_downsample)) * (self.patch_size or 1)
-
-
-def _are_flags(values: object, length: int) -> bool:
-    return (
-        isinstance(values, tuple)
-        and len(values) == length
-        and all(isinstance(value, bool) for value in values)
-    )
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -214,11 +127,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double space and halve channels; with `time`, double every frame but the stream's first."""
+    """Double space, and with `time` every frame but the stream's first; to `out_dim` channels."""
 
-    def __init__(self, dim: int, *, time: bool) -> None:
+    def __init__(self, dim: int, out_dim: int, *, time: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.Identity(), Upsample2xConv(dim, dim // 2))
+        self.resample = nn.Sequential(nn.Identity(), Upsample2xConv(dim, out_dim))
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
@@ -260,6 +173,59 @@ class UpBlock(nn.Module):
         return x
 
 
+class ShrinkingLevel(nn.Module):
+    """Residual blocks and a downsampling, if any, beside a shortcut: Wan 2.2's encoder."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, blocks: int, downsample: Downsample | None
+    ) -> None:
+        super().__init__()
+        self.channels = out_dim
+        self.resnets = module_list(
+            ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(blocks)
+        )
+        self.downsampler = downsample
+        self.time = 1 if downsample is None or downsample.time_conv is None else 2
+        self.space = 1 if downsample is None else 2
+        check_groups(in_dim * self.time * self.space**2, out_dim)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """`x` at the size and channels that the level gives."""
+        return shrink(x, self.channels, time=self.time, space=self.space)
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        shortcut = self.shortcut(x)
+        for block in self.resnets:
+            x = block.step(x, tape)
+        if self.downsampler is not None:
+            x = self.downsampler.step(x, tape)
+        return x + shortcut
+
+
+class GrowingLevel(nn.Module):
+    """Residual blocks and an upsampling beside a shortcut: Wan 2.2's decoder."""
+
+    def __init__(self, in_dim: int, out_dim: int, blocks: int, upsample: Upsample) -> None:
+        super().__init__()
+        self.channels = out_dim
+        self.resnets = module_list(
+            ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(blocks)
+        )
+        self.upsampler = upsample
+        self.time = 1 if upsample.time_conv is None else 2
+        check_groups(out_dim * self.time * 4, in_dim)
+
+    def shortcut(self, x: Tensor, *, first: bool) -> Tensor:
+        """`x` at the size and channels that the level gives."""
+        return grow(x, self.channels, time=self.time, first=first)
+
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        shortcut = self.shortcut(x, first=tape.first)
+        for block in self.resnets:
+            x = block.step(x, tape)
+        return self.upsampler.step(x, tape) + shortcut
+
+
 class Encoder(nn.Module):
     """Frames (folded) to the mean and log-variance of latents."""
 
@@ -268,12 +234,17 @@ class Encoder(nn.Module):
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
         in_channels = config.in_channels
         self.conv_in = CausalConv3d(in_channels, dims[0], (3, 3, 3))
-        blocks: list[ResidualBlock | Downsample] = []
+        times = config.temperal_downsample
+        blocks: list[ResidualBlock | Downsample | ShrinkingLevel] = []
         for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
+            down = Downsample(out_dim, time=times[level]) if level < len(times) else None
+            if config.is_residual:
+                blocks.append(ShrinkingLevel(in_dim, out_dim, config.num_res_blocks, down))
+                continue
             for i in range(config.num_res_blocks):
                 blocks.append(ResidualBlock(in_dim if i == 0 else out_dim, out_dim))
-            if level < len(config.temperal_downsample):
-                blocks.append(Downsample(out_dim, time=config.temperal_downsample[level]))
+            if down is not None:
+                blocks.append(down)
         self.down_blocks = module_list(blocks)
         self.mid_block = MidBlock(dims[-1])
         self.norm_out = ChannelRMSNorm(dims[-1], 3)
@@ -298,11 +269,19 @@ class Decoder(nn.Module):
         dims = [base * m for m in (mult[0], *mult)]
         self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
         self.mid_block = MidBlock(dims[0])
-        blocks: list[UpBlock] = []
+        count = config.num_res_blocks + 1
+        blocks: list[UpBlock | GrowingLevel] = []
         for level, (in_dim, out_dim) in enumerate(pairwise(dims)):
-            upsample = Upsample(out_dim, time=times[level]) if level < len(times) else None
-            halved = in_dim if level == 0 else in_dim // 2
-            blocks.append(UpBlock(halved, out_dim, config.num_res_blocks + 1, upsample))
+            if level == len(times):
+                incoming = in_dim if config.is_residual or level == 0 else in_dim // 2
+                blocks.append(UpBlock(incoming, out_dim, count, None))
+            elif config.is_residual:
+                up = Upsample(out_dim, out_dim, time=times[level])
+                blocks.append(GrowingLevel(in_dim, out_dim, count, up))
+            else:
+                up = Upsample(out_dim, out_dim // 2, time=times[level])
+                halved = in_dim if level == 0 else in_dim // 2
+                blocks.append(UpBlock(halved, out_dim, count, up))
         self.up_blocks = module_list(blocks)
         self.norm_out = ChannelRMSNorm(dims[-1], 3)
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3))
@@ -393,8 +372,9 @@ class WanVAE(nn.Module):
             rule = f"1 + a multiple of {factor}" if first else f"a multiple of {factor}"
             raise InputError(f"the encoder was given {count} frames; it wants {rule} here")
         patch = self.config.patch_size or 1
-        if height % patch or width % patch:
-            raise InputError(f"frames are {width}x{height}; both must be multiples of {patch}")
+        step = self.config.spatial_factor if self.config.is_residual else patch
+        if height % step or width % step:
+            raise InputError(f"frames are {width}x{height}; both must be multiples of {step}")
         return frames if patch == 1 else fold(frames, patch)
 
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:

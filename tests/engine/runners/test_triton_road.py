@@ -16,7 +16,8 @@ from torch import Tensor
 from livereel.engine.config import StreamConfig
 from livereel.engine.layers.road import Road
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
-from livereel.engine.models.wan.vae import WanVAE, WanVAEConfig
+from livereel.engine.models.wan.vae import WanVAE
+from livereel.engine.models.wan.vae_config import WanVAEConfig
 from livereel.engine.runners.makers import GraphedMaker
 from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.stream import StreamState

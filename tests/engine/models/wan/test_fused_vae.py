@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from livereel.engine.models.wan.vae import WanVAE, WanVAEConfig
+from livereel.engine.models.wan.vae import WanVAE
+from livereel.engine.models.wan.vae_config import WanVAEConfig
 
 if TYPE_CHECKING:
     from ...conftest import Ran
@@ -21,6 +22,10 @@ CONFIGS = {
     "folded": WanVAEConfig(
         dim_mult=(1, 2), temperal_downsample=(True,), in_channels=12, out_channels=12,
         patch_size=2, **COMMON,
+    ),
+    "wan 2.2": WanVAEConfig(
+        dim_mult=(1, 2, 2), temperal_downsample=(False, True), in_channels=12, out_channels=12,
+        patch_size=2, is_residual=True, decoder_base_dim=16, **COMMON,
     ),
 }  # fmt: skip
 
@@ -76,7 +81,7 @@ def test_a_streamed_decoder_equals_the_reference(name: str, cuts: list[int]) -> 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("cuts", [[1, 4, 2], [5, 2], [7]])
 def test_a_streamed_encoder_equals_the_reference(name: str, cuts: list[int]) -> None:
-    check_encoder(name, cuts, (12, 20))
+    check_encoder(name, cuts, (8, 24))
 
 
 @pytest.mark.interpreter

@@ -9,6 +9,7 @@ from diffusers.loaders import single_file_utils
 
 from livereel.engine.errors import CheckpointError
 from livereel.engine.models.wan import keys
+from livereel.engine.models.wan.vae_config import LATENTS_MEAN_2_2, LATENTS_STD_2_2
 
 TINY: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -27,8 +28,33 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "1.3B": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "text_dim": 4096},
     "14B": {"text_dim": 4096},
 }
+VAE_2_2: dict[str, Any] = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "latents_mean": list(LATENTS_MEAN_2_2),
+    "latents_std": list(LATENTS_STD_2_2),
+    "scale_factor_spatial": 16,
+}
 VAES: dict[str, dict[str, Any]] = {
     "2.1": {},
+    "2.2": VAE_2_2,
+    "small 2.2": {
+        "base_dim": 4,
+        "z_dim": 2,
+        "is_residual": True,
+        "dim_mult": [1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "latents_mean": [0.0, 0.0],
+        "latents_std": [1.0, 1.0],
+        "scale_factor_temporal": 2,
+        "scale_factor_spatial": 2,
+    },
     "demo": {
         "base_dim": 8,
         "dim_mult": [1, 1, 2],
@@ -133,6 +159,20 @@ def test_a_few_names_spelled_out() -> None:
         "decoder.upsamples.14.residual.0.gamma": "decoder.up_blocks.3.resnets.2.norm1.gamma",
     }
     assert keys.vae_to_diffusers(list(named)) == named
+    named = {
+        "encoder.downsamples.1.downsamples.0.shortcut.weight":
+            "encoder.down_blocks.1.resnets.0.conv_shortcut.weight",
+        "encoder.downsamples.1.downsamples.2.time_conv.bias":
+            "encoder.down_blocks.1.downsampler.time_conv.bias",
+        "decoder.upsamples.0.upsamples.3.resample.1.weight":
+            "decoder.up_blocks.0.upsampler.resample.1.weight",
+        "decoder.upsamples.3.upsamples.2.residual.6.bias":
+            "decoder.up_blocks.3.resnets.2.conv2.bias",
+        "decoder.middle.1.proj.bias": "decoder.mid_block.attentions.0.proj.bias",
+    }  # fmt: skip
+    assert keys.vae_to_diffusers(list(named)) == named
+    whole = keys.vae_to_original(list(shapes_of(vae(VAES["2.2"]))))
+    assert {new: old for old, new in whole.items() if new in named} == named
 
 
 @pytest.mark.parametrize("layout", [keys.TRANSFORMER, keys.VAE], ids=["transformer", "vae"])

@@ -140,6 +140,10 @@ def test_the_shape_of_keys_is_known_beforehand() -> None:
 SIZES = {
     "1.3B": (dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), 1_418_996_800),
     "14B": (dict(num_attention_heads=40, ffn_dim=13824, num_layers=40), 14_288_491_584),
+    "TI2V-5B": (
+        dict(num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48),
+        4_999_787_712,
+    ),
 }
 
 

@@ -10,12 +10,18 @@ from diffusers import AutoencoderKLWan
 
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.models.wan.vae import WanVAE
+from livereel.engine.models.wan.vae_config import LATENTS_MEAN_2_2, LATENTS_STD_2_2
 
 SMALL = {
     "wan": dict(base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
                 temperal_downsample=[False, True, True]),
     "folded": dict(base_dim=8, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1,
                    temperal_downsample=[True, True], in_channels=12, out_channels=12, patch_size=2),
+    "wan 2.2": dict(base_dim=4, decoder_base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1,
+                    temperal_downsample=[False, True], in_channels=12, out_channels=12,
+                    patch_size=2, is_residual=True),
+    "wan 2.2 in time": dict(base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=2,
+                            temperal_downsample=[True, True], is_residual=True),
 }  # fmt: skip
 
 
@@ -125,7 +131,9 @@ def test_a_wrong_number_of_frames_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"is_residual": True}, "is_residual=True is not supported"),
+        ({"is_residual": 1}, "is_residual must be true or false"),
+        ({"dim_mult": [1, 3, 4, 4], "is_residual": True}, "split 768 numbers into 288 groups"),
+        ({"attn_scales": [1.0]}, "attn_scales=.1.0. is not supported"),
         ({"base_dim": 10**12}, "base_dim must be a whole number from 1 to 1024"),
         ({"base_dim": None}, "base_dim must be"),
         ({"decoder_base_dim": 0}, "decoder_base_dim must be"),
@@ -150,9 +158,25 @@ def test_a_config_of_another_family_or_size_is_refused(
     assert len(str(refusal.value)) < 150
 
 
-def test_full_size_equals_diffusers_in_keys_shapes_and_count() -> None:
+FULL: dict[str, tuple[dict[str, Any], int]] = {
+    "2.1": ({}, 126_892_531),
+    "2.2": (
+        dict(
+            base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12,
+            out_channels=12, patch_size=2, latents_mean=LATENTS_MEAN_2_2,
+            latents_std=LATENTS_STD_2_2,
+        ),
+        704_688_668,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_full_sizes_equal_diffusers_in_keys_shapes_and_count(name: str) -> None:
+    config, count = FULL[name]
     with torch.device("meta"):
-        theirs = AutoencoderKLWan()
+        theirs = AutoencoderKLWan(**config)
         ours = WanVAE.from_config(dict(theirs.config))
+    assert sum(p.numel() for p in ours.parameters()) == count
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
     assert {k: tuple(v.shape) for k, v in ours.state_dict().items()} == shapes
