@@ -33,13 +33,15 @@ class ModelFolder:
     """An opened folder. `classes` maps each component of `model_index.json` to its class name.
 
     `stream` is what `livereel.json` says; without that file it is Self-Forcing's recipe and
-    `has_recipe` is false.
+    `has_recipe` is false. `exported` is true of a package, which has graphs of one picture size in
+    place of components (`livereel.engine.package`).
     """
 
     path: Path
     classes: Mapping[str, str]
     stream: StreamConfig
     has_recipe: bool
+    exported: bool = False
 
     def component(self, name: str) -> Component:
         """The component `name` ("transformer", "vae") with its `config.json`.
