@@ -16,10 +16,14 @@ kernel. It was slower in a trial on two cores at 192 x 384, in its backward abov
 itself has not been measured."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`softmax(q k^T / sqrt(d)) v` of `[B, N, h, d]` over `[B, M, h, d]`; gives `[B, N, h, d]`."""
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`softmax(q k^T / sqrt(d) + bias) v` of `[B, N, h, d]` over `[B, M, h, d]`, without mask but
+    for a bias `[M]`; gives `[B, N, h, d]`."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SMALL:
         scores = q / math.sqrt(q.shape[-1]) @ k.transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias
         return (scores.softmax(-1) @ v).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    mask = None if bias is None else bias.expand(1, 1, q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The Wan 2.1 text-to-video DiT, whole clip or causal chunks over cached keys and values.
+"""The Wan DiT (2.1 and 2.2), whole clip or causal chunks over cached keys and values.
 
 Wan Team, "Wan: Open and Advanced Large-Scale Video Generative Models" (2025), section 4; chunks as
 in Huang et al., "Self Forcing" (2025). State-dict keys are those of diffusers'
@@ -12,13 +12,12 @@ P cached tokens, L text tokens, D hidden width, h heads, d head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...errors import CheckpointError, InputError
 from ...layers.attention import attention
@@ -27,10 +26,12 @@ from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+from .embedders import ConditionEmbedder, gelu
 
 if TYPE_CHECKING:
     from .in_ring import InRing
     from .native_transformer import NativeTransformer
+    from .step import WanStep
 
 _MOST = {
     "num_attention_heads": 256,
@@ -42,13 +43,17 @@ _MOST = {
     "ffn_dim": 1 << 20,
     "num_layers": 256,
 }
+_MOST_OF_IMAGES = {"image_dim": 65536, "added_kv_proj_dim": 1 << 18, "pos_embed_seq_len": 65536}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanTransformerConfig:
     """Fields of diffusers' `WanTransformer3DModel` config, under its names; defaults are 14B's.
 
-    Raises `CheckpointError` for a value of the wrong type or beyond what a real DiT has.
+    `image_dim` is the width of an image's tokens where the DiT attends to such, `added_kv_proj_dim`
+    what they are brought to, and `pos_embed_seq_len` how many there are of a first and a last
+    image together. Raises `CheckpointError` for a value of the wrong type or beyond what a real DiT
+    has.
     """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -62,6 +67,9 @@ class WanTransformerConfig:
     num_layers: int = 40
     cross_attn_norm: bool = True
     eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    pos_embed_seq_len: int | None = None
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -80,19 +88,20 @@ class WanTransformerConfig:
                 f"cross_attn_norm must be true or false, got {self.cross_attn_norm!r:.40}"
             )
         check_numbers("eps", (self.eps,), length=1, above=0)
+        for name, most in _MOST_OF_IMAGES.items():
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), most)
+        if (self.image_dim is None) != (self.added_kv_proj_dim is None):
+            raise CheckpointError("image_dim and added_kv_proj_dim must both be there, or neither")
+        if self.added_kv_proj_dim not in (None, self.width):
+            raise CheckpointError(
+                f"added_kv_proj_dim must be the width, {self.width}, got {self.added_kv_proj_dim}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> WanTransformerConfig:
         """Read a diffusers `config.json`; layouts that this module cannot run are refused."""
-        refuse_others(
-            values,
-            {
-                "qk_norm": "rms_norm_across_heads",
-                "image_dim": None,
-                "added_kv_proj_dim": None,
-                "pos_embed_seq_len": None,
-            },
-        )
+        refuse_others(values, {"qk_norm": "rms_norm_across_heads"})
         return cls(**known_fields(cls, values))
 
     @property
@@ -108,7 +117,7 @@ class WanTransformerConfig:
 class Attention(nn.Module):
     """Projections and QK-norm of Wan's attentions; who attends to what is up to the block."""
 
-    def __init__(self, config: WanTransformerConfig) -> None:
+    def __init__(self, config: WanTransformerConfig, *, image: bool = False) -> None:
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
@@ -118,6 +127,10 @@ class Attention(nn.Module):
         self.to_out = module_list([nn.Linear(width, width)])
         self.norm_q = nn.RMSNorm(width, eps=config.eps)
         self.norm_k = nn.RMSNorm(width, eps=config.eps)
+        if image:
+            self.add_k_proj = nn.Linear(width, width)
+            self.add_v_proj = nn.Linear(width, width)
+            self.norm_added_k = nn.RMSNorm(width, eps=config.eps)
 
     def query(self, x: Tensor) -> Tensor:
         """`[B, N, D]` to normed queries `[B, N, h, d]`."""
@@ -127,18 +140,14 @@ class Attention(nn.Module):
         """`[B, N, D]` to normed keys, not rotated, and values."""
         return LayerKV(self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x)))
 
-    def attend(self, q: Tensor, kv: LayerKV) -> Tensor:
-        """Unmasked attention of `[B, N, h, d]` to all of `kv`, projected back to `[B, N, D]`."""
-        out: Tensor = self.to_out[0](attention(q, kv.k, kv.v).flatten(2))
+    def attend(self, q: Tensor, kv: LayerKV, bias: Tensor | None = None) -> Tensor:
+        """Attention of `[B, N, h, d]` to all of `kv`, with a bias on each key's scores if given,
+        projected back to `[B, N, D]`."""
+        out: Tensor = self.to_out[0](attention(q, kv.k, kv.v, bias).flatten(2))
         return out
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU, by its tanh approximation."""
-    return F.gelu(x, approximate="tanh")
 
 
 class LinearGELU(nn.Module):
@@ -175,7 +184,7 @@ class Block(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.attn1 = Attention(config)
-        self.attn2 = Attention(config)
+        self.attn2 = Attention(config, image=config.image_dim is not None)
         self.norm2 = (
             nn.LayerNorm(config.width, eps=config.eps) if config.cross_attn_norm else nn.Identity()
         )
@@ -183,9 +192,13 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.width) / config.width**0.5)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, text: LayerKV, rope: RopeTable, past: LayerKV | None
-    ) -> tuple[Tensor, LayerKV]:
-        """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V."""
+        self, x: Tensor, modulation: Tensor, text: LayerKV, rope: RopeTable, past: LayerKV | None,
+        bias: Tensor | None = None, image: LayerKV | None = None,
+    ) -> tuple[Tensor, LayerKV]:  # fmt: skip
+        """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V.
+
+        `bias` is added to the scores of self-attention's keys, those of the past first.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self._table(modulation)
 
         y = norm_modulate(x, scale1, shift1, self.eps).flatten(1, 2)
@@ -193,11 +206,11 @@ class Block(nn.Module):
         k, v = rotate(own.k, rope), own.v
         if past is not None:
             k, v = torch.cat([past.k, k], dim=1), torch.cat([past.v, v], dim=1)
-        y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v))
+        y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v), bias)
         x = gate_residual(x, y.reshape(x.shape), gate1)
 
         y = self._norm2(x).flatten(1, 2)
-        x = x + self.attn2.attend(self.attn2.query(y), text).reshape(x.shape)
+        x = x + self.attn2.attend(self.attn2.query(y), text, image).reshape(x.shape)
 
         y = norm_modulate(x, scale2, shift2, self.eps)
         return gate_residual(x, self.ffn(y), gate2), own
@@ -217,51 +230,12 @@ class Block(nn.Module):
         return layer_norm(x, self.norm2.weight, self.norm2.bias, self.eps)
 
 
-class TwoLayers(nn.Module):
-    """Linear, activation, Linear (module names as in checkpoints)."""
-
-    def __init__(self, inside: int, outside: int, activation: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(inside, outside)
-        self.linear_2 = nn.Linear(outside, outside)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.linear_2(self.activation(self.linear_1(x)))
-        return y
-
-
-class ConditionEmbedder(nn.Module):
-    """Timesteps and text to what the blocks take."""
-
-    def __init__(self, config: WanTransformerConfig) -> None:
-        super().__init__()
-        self.freq_dim = config.freq_dim
-        self.time_embedder = TwoLayers(config.freq_dim, config.width, F.silu)
-        self.time_proj = nn.Linear(config.width, config.width * 6)
-        self.text_embedder = TwoLayers(config.text_dim, config.width, gelu)
-
-    def time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """`[B, 1 or T]` to the embedding `[B, 1 or T, D]` and the modulation `[.., 6, D]`."""
-        half = self.freq_dim // 2
-        ramp = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-        angles = timestep.float().unsqueeze(-1) * torch.exp(-math.log(10000.0) * ramp)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        embedding: Tensor = self.time_embedder(waves.to(self.time_embedder.linear_1.weight.dtype))
-        embedding = embedding.to(dtype)
-        modulation: Tensor = self.time_proj(F.silu(embedding))
-        return embedding, modulation.reshape(*embedding.shape[:-1], 6, -1)
-
-    def text(self, text: Tensor) -> Tensor:
-        """`[B, L, text_dim]` to `[B, L, D]`."""
-        y: Tensor = self.text_embedder(text)
-        return y
-
-
 class WanTransformer(nn.Module):
     """Predicts flow (noise minus data) from noisy latents, a timestep on 0..1000 and text."""
 
-    keep_in_fp32: ClassVar[tuple[str, ...]] = ("time_embedder", "scale_shift_table", "norm2")
+    keep_in_fp32: ClassVar[tuple[str, ...]] = (
+        "time_embedder", "scale_shift_table", "norm1", "norm2",
+    )  # fmt: skip
 
     def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
@@ -279,13 +253,23 @@ class WanTransformer(nn.Module):
         """Build from a diffusers `config.json`, weights not yet set."""
         return cls(WanTransformerConfig.from_dict(values))
 
-    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None
+    ) -> Tensor:
         """The whole clip at once, every token seeing every other.
 
         `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
-        `[B, L, text_dim]` (zero-padded, no mask). Gives flow of the latents' shape.
+        `[B, L, text_dim]` (zero-padded, no mask), `image` tokens `[B, M, image_dim]` (of the first
+        image, and behind it of the last where the model takes both). Gives flow `[B, out_channels,
+        T, H, W]`. Raises `InputError` for image tokens that the model does not take.
         """
-        return self._flow(latents, timestep, self.text_kv(text), None, None)
+        seen = None if image is None else self.image_kv(image)
+        return self._flow(latents, timestep, self.text_kv(text), None, None, seen)
+
+    def image_kv(self, image: Tensor) -> KV:
+        """Keys and values of an image's tokens `[B, M, image_dim]` for all layers."""
+        states = self.condition_embedder.image(image.to(self.dtype))
+        return [block.attn2.image_key_value(states) for block in self.blocks]
 
     def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
         """`[layers, n, h, d]` of the keys, and of the values, of one latent frame of that size."""
@@ -326,16 +310,20 @@ class WanTransformer(nn.Module):
 
     def _flow(
         self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None,
-        own: list[LayerKV] | None,
+        own: list[LayerKV] | None, image: KV | None = None,
     ) -> Tensor:  # fmt: skip
-        x, embedding, _ = self._blocks(self.blocks, latents, timestep, text, past, own)
+        x, embedding, _ = self._blocks(self.blocks, latents, timestep, text, past, own, image)
+        return self.head(x, embedding, *latents.shape[3:])
+
+    def head(self, x: Tensor, embedding: Tensor, height: int, width: int) -> Tensor:
+        """What the last block gives, and the timestep's embedding, to flow `[B, C, T, H, W]`."""
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = norm_modulate(x, scale, shift, self.config.eps)
-        return self.unpatch(self.proj_out(x), *latents.shape[3:])
+        return self.unpatch(self.proj_out(x), height, width)
 
     def _blocks(
         self, blocks: Sequence[Block], latents: Tensor, timestep: Tensor, text: KV,
-        past: Past | None, own: list[LayerKV] | None,
+        past: Past | None, own: list[LayerKV] | None, image: KV | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """What `blocks`, from the first on, make of the latents, `[B, T, n, D]`, and the timestep's
         embedding and modulation. Each layer's keys and values go to `own`, or are dropped behind
@@ -348,7 +336,7 @@ class WanTransformer(nn.Module):
         embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
         for i, block in enumerate(blocks):
             seen = past.layers[i] if past is not None else None
-            x, kv = block(x, modulation, text[i], rope, seen)
+            x, kv = block(x, modulation, text[i], rope, seen, None if image is None else image[i])
             if own is not None:
                 own.append(kv)
             del kv
@@ -366,6 +354,12 @@ class WanTransformer(nn.Module):
         from .native_transformer import NativeTransformer
 
         return NativeTransformer(self) if NativeTransformer.fits(self) else None
+
+    def step(self, past: int, frames: int, height: int, width: int) -> WanStep:
+        """The same DiT for chunks of one shape, to be exported: over `past` latent frames."""
+        from .step import WanStep
+
+        return WanStep(self, past, frames, height, width)
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, T, H, W]` to what the first block takes, `[B, T, n, D]`."""
@@ -387,6 +381,21 @@ class WanTransformer(nn.Module):
     def channels(self) -> int:
         """Latent channels."""
         return self.config.out_channels
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels that it takes beside the noisy latents."""
+        return self.config.in_channels - self.config.out_channels
+
+    @property
+    def image_width(self) -> int | None:
+        """Width of an image's tokens, where it attends to such."""
+        return self.config.image_dim
+
+    @property
+    def images(self) -> int | None:
+        """How many images' tokens it wants, where it tells them apart by place."""
+        return 2 if self.config.pos_embed_seq_len else None
 
     @property
     def text_width(self) -> int:
