@@ -16,6 +16,8 @@ from .errors import CheckpointError
 CLASSES: dict[str, str] = {
     "WanTransformer3DModel": "livereel.engine.models.wan.transformer:WanTransformer",
     "AutoencoderKLWan": "livereel.engine.models.wan.vae:WanVAE",
+    "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.vae:CogVideoXVAE",
+    "CLIPVisionModel": "livereel.engine.models.clip.vision:CLIPVision",
     "UMT5EncoderModel": "livereel.engine.text.encoder:UMT5Encoder",
 }
 LAYOUTS: tuple[str, ...] = (

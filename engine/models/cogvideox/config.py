@@ -1,0 +1,106 @@
+"""What a CogVideoX folder's `config.json` files say, read and bounded without torch.
+
+Yang et al., "CogVideoX: Text-to-Video Diffusion Models with An Expert Transformer" (2024); names
+and defaults are those of diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import CheckpointError
+from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
+
+_MAX_LEVELS = 8
+_MOST_OF_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 1024,
+    "layers_per_block": 16,
+    "norm_num_groups": 1024,
+    "sample_height": 8192,
+    "sample_width": 8192,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CogVideoXVAEConfig:
+    """Fields of diffusers' `AutoencoderKLCogVideoX` config that fix the layout.
+
+    `block_out_channels` has a width for each level, between which space is halved;
+    `temporal_compression_ratio` says by how much time is, from the first level on. Latents times
+    `scaling_factor` are what the DiT sees. Raises `CheckpointError` for a value of the wrong type
+    or beyond what a real VAE has.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    latent_channels: int = 16
+    layers_per_block: int = 3
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    sample_height: int = 480
+    sample_width: int = 720
+    scaling_factor: float = 1.15258426
+
+    def __post_init__(self) -> None:
+        for name, most in _MOST_OF_VAE.items():
+            check_whole(name, getattr(self, name), most)
+        if (self.in_channels, self.out_channels) != (3, 3):
+            raise CheckpointError(
+                f"in_channels and out_channels must be 3, "
+                f"got {self.in_channels} and {self.out_channels}"
+            )
+        check_wholes("block_out_channels", self.block_out_channels, 4096, length=_MAX_LEVELS)
+        groups = self.norm_num_groups
+        if any(width % groups for width in self.block_out_channels):
+            raise CheckpointError(
+                f"block_out_channels must be multiples of norm_num_groups ({groups}), "
+                f"got {self.block_out_channels}"
+            )
+        ratios = [2**i for i in range(self.levels)]
+        if self.temporal_compression_ratio not in ratios:
+            raise CheckpointError(
+                f"temporal_compression_ratio must be one of {ratios}, "
+                f"got {self.temporal_compression_ratio!r:.40}"
+            )
+        check_numbers("scaling_factor", (self.scaling_factor,), length=1, above=0)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CogVideoXVAEConfig:
+        """Read a diffusers `config.json`; layouts that LiveReel cannot run are refused."""
+        config = cls(**known_fields(cls, values))
+        refuse_others(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+            {
+                "act_fn": "silu",
+                "norm_eps": 1e-6,
+                "shift_factor": None,
+                "latents_mean": None,
+                "latents_std": None,
+                "use_quant_conv": False,
+                "use_post_quant_conv": False,
+                "down_block_types": ["CogVideoXDownBlock3D"] * config.levels,
+                "up_block_types": ["CogVideoXUpBlock3D"] * config.levels,
+            },
+        )
+        return config
+
+    @property
+    def levels(self) -> int:
+        """Resolutions that encoder and decoder go through."""
+        return len(self.block_out_channels)
+
+    @property
+    def time_levels(self) -> int:
+        """Levels of the encoder, from the first, behind which time is halved; the decoder doubles
+        it behind as many, from its first."""
+        return self.temporal_compression_ratio.bit_length() - 1
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels of each side that a latent pixel stands for."""
+        return int(2 ** (self.levels - 1))
