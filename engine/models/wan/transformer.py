@@ -146,6 +146,19 @@ class Attention(nn.Module):
         out: Tensor = self.to_out[0](attention(q, kv.k, kv.v, bias).flatten(2))
         return out
 
+    def image_key_value(self, x: Tensor) -> LayerKV:
+        """An image's tokens `[B, M, D]` to normed keys and values."""
+        k = self.norm_added_k(self.add_k_proj(x))
+        return LayerKV(self._split(k), self._split(self.add_v_proj(x)))
+
+    def attend_also(self, q: Tensor, kv: LayerKV, image: LayerKV | None) -> Tensor:
+        """`attend`, and beside it attention to an image's keys and values, if any."""
+        if image is None:
+            return self.attend(q, kv)
+        y = attention(q, kv.k, kv.v) + attention(q, image.k, image.v)
+        out: Tensor = self.to_out[0](y.flatten(2))
+        return out
+
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
@@ -210,7 +223,7 @@ class Block(nn.Module):
         x = gate_residual(x, y.reshape(x.shape), gate1)
 
         y = self._norm2(x).flatten(1, 2)
-        x = x + self.attn2.attend(self.attn2.query(y), text, image).reshape(x.shape)
+        x = x + self.attn2.attend_also(self.attn2.query(y), text, image).reshape(x.shape)
 
         y = norm_modulate(x, scale2, shift2, self.eps)
         return gate_residual(x, self.ffn(y), gate2), own
@@ -336,7 +349,8 @@ class WanTransformer(nn.Module):
         embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
         for i, block in enumerate(blocks):
             seen = past.layers[i] if past is not None else None
-            x, kv = block(x, modulation, text[i], rope, seen, None if image is None else image[i])
+            shown = image[i] if image is not None else None
+            x, kv = block(x, modulation, text[i], rope, seen, image=shown)
             if own is not None:
                 own.append(kv)
             del kv

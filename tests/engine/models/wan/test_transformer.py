@@ -50,6 +50,36 @@ def test_whole_clip_equals_diffusers(
     assert relative_error(ours(x, t, text), expected) <= 1e-4
 
 
+IMAGE: dict[str, Any] = dict(in_channels=12, image_dim=10, added_kv_proj_dim=48)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@torch.no_grad()
+def test_a_clip_with_an_image_s_tokens_equals_diffusers(images: int) -> None:
+    """diffusers takes the last 512 tokens for the text; two images' come as a batch."""
+    places = {} if images == 1 else {"pos_embed_seq_len": 10}
+    theirs, ours = pair(**IMAGE, **places)
+    x, text, tokens = (
+        torch.randn(1, 12, 3, 4, 6),
+        torch.randn(1, 512, 12),
+        torch.randn(images, 5, 10),
+    )
+    t = torch.tensor([700.0])
+    expected = theirs(x, t, text, tokens, return_dict=False)[0]
+    assert relative_error(ours(x, t, text, tokens.reshape(1, -1, 10)), expected) <= 1e-4
+    assert relative_error(ours(x, t, text), expected) > 1e-3
+    assert ours.condition_channels == 8 and ours.image_width == 10
+
+
+def test_image_tokens_that_the_model_does_not_take_are_refused() -> None:
+    x, text, t = torch.randn(1, 4, 1, 4, 4), torch.randn(1, 5, 12), torch.zeros(1)
+    with pytest.raises(InputError, match="10 wide; the model takes None"):
+        pair()[1](x, t, text, torch.randn(1, 5, 10))
+    flf = pair(**IMAGE, pos_embed_seq_len=10)[1]
+    with pytest.raises(InputError, match="takes 10 tokens of a first and a last image"):
+        flf(torch.randn(1, 12, 1, 4, 4), t, text, torch.randn(1, 5, 10))
+
+
 @torch.no_grad()
 def test_a_whole_clip_keeps_no_layer_s_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     _, ours = pair()
@@ -144,6 +174,12 @@ SIZES = {
         dict(num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48),
         4_999_787_712,
     ),
+    "I2V-14B": (dict(in_channels=36, image_dim=1280, added_kv_proj_dim=5120), 16_394_878_784),
+    "FLF2V-14B": (
+        dict(in_channels=36, image_dim=1280, added_kv_proj_dim=5120, pos_embed_seq_len=514),
+        16_395_536_704,
+    ),
+    "I2V-A14B, each": (dict(in_channels=36), 14_288_901_184),
 }
 
 
@@ -161,7 +197,10 @@ def test_full_sizes_equal_diffusers_in_keys_shapes_and_count(size: str) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"image_dim": 1280}, "image_dim=1280 is not supported"),
+        ({"image_dim": 1280}, "image_dim and added_kv_proj_dim must both"),
+        ({"image_dim": 8, "added_kv_proj_dim": 8}, "added_kv_proj_dim must be the width, 5120"),
+        ({"image_dim": 0, "added_kv_proj_dim": 5120}, "image_dim must be a whole number"),
+        ({"qk_norm": None}, "qk_norm=None is not supported"),
         ({"num_layers": 10**9}, "num_layers must be a whole number from 1 to 256, got 1000000000"),
         ({"num_layers": 0}, "num_layers must be"),
         ({"num_layers": True}, "num_layers must be"),
