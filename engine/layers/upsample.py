@@ -22,8 +22,7 @@ class Upsample2xConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to `[B, C', 2H, 2W]`, channels last in memory where `x` is."""
         b, _, h, w = x.shape
-        halves = _fold(self.weight.float(), 2)
-        kernels = [kernel for half in halves for kernel in _fold(half, 3)]
+        kernels = phase_kernels(self.weight)
         out = x.new_empty(b, h, 2, w, 2, self.out_channels)
         for phase, kernel in enumerate(kernels):
             down, right = divmod(phase, 2)
@@ -31,6 +30,12 @@ class Upsample2xConv(nn.Conv2d):
             y = y[:, :, down : down + h, right : right + w]
             out[:, :, down, :, right] = y.permute(0, 2, 3, 1)
         return out.reshape(b, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
+
+
+def phase_kernels(weight: Tensor) -> list[Tensor]:
+    """The kernels, fp32, of the output's four phases: even and odd rows, and columns in each."""
+    halves = _fold(weight.float(), 2)
+    return [kernel for half in halves for kernel in _fold(half, 3)]
 
 
 def _fold(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:

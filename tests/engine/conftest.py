@@ -1,12 +1,10 @@
-"""A tiny model of the demo's kind with random weights, written by diffusers and transformers."""
+"""What tests of the engine share: counting ops, kernels' references, block-causal diffusers."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,86 +12,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from livereel.engine.engine import Engine
-
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
-
-RECIPE = {
-    "chunk_latents": 3,
-    "first_chunk_latents": 1,
-    "window": 6,
-    "sinks": 0,
-    "timesteps": [1000.0, 900.0, 600.0],
-    "context_noise": 0.0,
-    "solver": "renoise",
-    "fps": 16,
-    "max_sequence_length": 8,
-    "width": 48,
-    "height": 32,
-}
-
-
-def save_tiny_model(folder: Path, recipe: dict[str, object] | None) -> Path:
-    from diffusers import (
-        AutoencoderKLWan,
-        UniPCMultistepScheduler,
-        WanPipeline,
-        WanTransformer3DModel,
-    )
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    from livereel.engine.text.vocabulary import build_tokenizer, save_tokenizer
-
-    torch.manual_seed(7)
-    tokenizer = build_tokenizer(["a", "red", "blue", "ball", "moving", "left"])
-    text = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2
-        )
-    )
-    transformer = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=12,
-        freq_dim=32, ffn_dim=64, num_layers=2,
-    )  # fmt: skip
-    vae = AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 1, 2], num_res_blocks=1, temperal_downsample=[True, True],
-        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8,
-        latents_mean=[0.1] * 4, latents_std=[1.2] * 4,
-    )  # fmt: skip
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-    pipeline = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text,
-        transformer=transformer,
-        vae=vae,
-        scheduler=scheduler,
-    )
-    pipeline.save_pretrained(folder)
-    save_tokenizer(tokenizer, folder / "tokenizer")
-    if recipe is not None:
-        (folder / "livereel.json").write_text(json.dumps(recipe))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A causal model's folder."""
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", RECIPE)
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights without livereel.json: a model that makes whole clips."""
-    return save_tiny_model(tmp_path_factory.mktemp("clip") / "model", None)
-
-
-@pytest.fixture(scope="session")
-def engine(tiny_folder: Path) -> Engine:
-    """The causal model in fp32 on the CPU."""
-    return Engine.load(tiny_folder, device="cpu", dtype="float32")
 
 
 class Ran(TorchDispatchMode):

@@ -87,7 +87,7 @@ class WanStep(nn.Module):
         tables = []
         for time, space in ((self.time_cos, self.space_cos), (self.time_sin, self.space_sin)):
             frames, tokens = len(at), space.shape[1]
-            in_time = time[at].expand(-1, tokens, -1)
+            in_time = time.index_select(0, at).expand(-1, tokens, -1)
             in_space = space.expand(frames, -1, -1)
             tables.append(torch.cat([in_time, in_space], dim=-1).flatten(0, 1).unsqueeze(1))
         return RopeTable(*tables)

@@ -1,0 +1,287 @@
+"""A model as step modules: tensors in, tensors out, all state among them, shapes fixed.
+
+What `livereel.export` documents, graph by graph, is what these compute. They run the plain torch
+road and nothing else.
+
+Shapes: B batch (1), C latent channels, T latent frames, H W latent space, F pixel frames, L text
+tokens, n tokens a latent frame, S latent frames of the past, h heads, d head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from livereel.engine.checkpoint.load import build, load_component
+from livereel.engine.errors import InputError
+from livereel.engine.layers.upsample import Upsample2xConv, phase_kernels
+from livereel.engine.package import Latent
+from livereel.engine.text.encoder import TextEncoder
+from livereel.engine.types import VAE, Transformer
+
+if TYPE_CHECKING:
+    from livereel.engine.checkpoint.folder import ModelFolder
+    from livereel.engine.config import StreamConfig
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A DiT that can be exported."""
+
+    def step(self, past: int, frames: int, height: int, width: int) -> nn.Module:
+        """A pass over `frames` latent frames and `past` earlier ones; see `WanStep`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module and what it is called with: `inputs` and `outputs` by name, `inputs` as examples.
+
+    `weights` names the file that its weights go to, with those of its siblings. `state` maps
+    outputs to the inputs of the next call, perhaps of another graph.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    weights: str
+    state: Mapping[str, str] = field(default_factory=dict)
+
+
+class TextEncode(nn.Module):
+    """Tokens `[1, L]` and their mask to the prompt's embedding `[1, L, D]`, zero where masked."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        hidden: Tensor = self.model(tokens, mask).last_hidden_state
+        return hidden.to(self.dtype) * mask.unsqueeze(-1).to(self.dtype)
+
+
+class TextKV(nn.Module):
+    """A prompt's embedding to the keys and values `[layers, L, h, d]` of cross-attention."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        layers = cast(Transformer, self.model).text_kv(text)
+        return torch.cat([kv.k for kv in layers]), torch.cat([kv.v for kv in layers])
+
+
+class DenoiseFirst(nn.Module):
+    """A pass over a stream's first chunk, which has no past."""
+
+    def __init__(self, step: nn.Module, frames: int) -> None:
+        super().__init__()
+        self.step = step
+        self.positions: Tensor
+        self.register_buffer("positions", torch.arange(frames))
+
+    def forward(
+        self, latent: Tensor, timestep: Tensor, text_k: Tensor, text_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nothing = text_k[:, :0]
+        flow, k, v = self.step(latent, timestep, text_k, text_v, nothing, nothing, self.positions)
+        return flow, k, v
+
+
+class _Scaled(nn.Module):
+    """A VAE with the DiT's scale of its latents, as buffers."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vae: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.vae = vae
+        self.register_buffer("mean", mean.view(1, -1, 1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1, 1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+
+class VaeDecode(_Scaled):
+    """Normalized latents `[1, C, T, H, W]` to frames `[1, 3, F, ...]` in [-1, 1], and caches."""
+
+    names = ("latent", "frames")
+
+    def forward(self, latent: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        x = (latent * self.std + self.mean).to(self.dtype)
+        frames, kept = cast(VAE, self.vae).decode(x, caches or None)
+        return (frames.float(), *kept)
+
+
+class VaeEncode(_Scaled):
+    """Frames `[1, 3, F, ...]` in [-1, 1] to normalized latents, and caches."""
+
+    names = ("frames", "latent")
+
+    def forward(self, frames: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        latents, kept = cast(VAE, self.vae).encode(frames.to(self.dtype), caches or None)
+        return ((latents.float() - self.mean) / self.std, *kept)
+
+
+class FoldedUpsample(nn.Module):
+    """`Upsample2xConv` with its four kernels worked out beforehand."""
+
+    def __init__(self, conv: Upsample2xConv) -> None:
+        super().__init__()
+        self.bias = conv.bias
+        for phase, kernel in enumerate(phase_kernels(conv.weight)):
+            self.register_buffer(f"kernel_{phase}", kernel.to(conv.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` to `[B, C', 2H, 2W]`."""
+        b, _, h, w = x.shape
+        parts = []
+        for phase in range(4):
+            down, right = divmod(phase, 2)
+            kernel = getattr(self, f"kernel_{phase}")
+            y = nn.functional.conv2d(x, kernel, self.bias, padding=1)
+            parts.append(y[:, :, down : down + h, right : right + w])
+        rows = [torch.stack(parts[i : i + 2], dim=-1).flatten(-2) for i in (0, 2)]
+        return torch.stack(rows, dim=-2).reshape(b, -1, 2 * h, 2 * w)
+
+
+def fold_upsamples(module: nn.Module) -> None:
+    """Put `FoldedUpsample` in place of each `Upsample2xConv` in `module`."""
+    for name, child in module.named_children():
+        if isinstance(child, Upsample2xConv):
+            setattr(module, name, FoldedUpsample(child))
+        else:
+            fold_upsamples(child)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is exported: a model at the picture size of `stream`, in a dtype."""
+
+    folder: ModelFolder
+    stream: StreamConfig
+    dtype: torch.dtype
+
+    @cached_property
+    def latent(self) -> Latent:
+        """The manifest's description of latents; no weights are read.
+
+        Raises `InputError` for a picture size that the model does not fit.
+        """
+        dit, vae = (self._described(name) for name in ("transformer", "vae"))
+        dit, vae, stream = cast(Transformer, dit), cast(VAE, vae), self.stream
+        grain = vae.spatial_factor * dit.spatial_patch
+        if stream.width % grain or stream.height % grain:
+            raise InputError(
+                f"size {stream.width}x{stream.height} does not fit this model: width and height "
+                f"must be multiples of {grain}"
+            )
+        zeros = torch.zeros(1, vae.channels, 1, 1, 1, dtype=torch.float64)
+        mean = vae.denormalize(zeros)
+        std = vae.denormalize(zeros + 1) - mean
+        return Latent(
+            channels=dit.channels,
+            height=stream.height // vae.spatial_factor,
+            width=stream.width // vae.spatial_factor,
+            temporal_factor=vae.temporal_factor,
+            spatial_factor=vae.spatial_factor,
+            patch=dit.spatial_patch,
+            past=stream.sinks + stream.anchors + stream.window - stream.chunk_latents,
+            decoder_memory=vae.decoder_memory,
+            text_width=dit.text_width,
+            mean=tuple(mean.flatten().tolist()),
+            std=tuple(std.flatten().tolist()),
+        )
+
+    def steps(self) -> Iterator[tuple[str, Step]]:
+        """All graphs by name, one component's weights in memory at a time."""
+        yield from self.text()
+        yield from self.dit()
+        yield from self.vae()
+
+    def text(self) -> Iterator[tuple[str, Step]]:
+        """`text_encode`."""
+        encoder = TextEncoder.load(self.folder.path, dtype=self.dtype)
+        tokens = torch.zeros(1, self.stream.max_sequence_length, dtype=torch.long)
+        inputs = {"tokens": tokens, "mask": torch.ones_like(tokens)}
+        module = TextEncode(encoder.model, self.dtype)
+        yield "text_encode", Step(module.eval(), inputs, ("text",), "text_encoder")
+
+    def dit(self) -> Iterator[tuple[str, Step]]:
+        """`text_kv`, `denoise_first` and `denoise`."""
+        latent, stream = self.latent, self.stream
+        model = load_component(self.folder, "transformer", dtype=self.dtype)
+        if not isinstance(model, Exportable):
+            raise InputError(f"a {type(model).__name__} cannot be exported yet")
+        size, length = (latent.height, latent.width), stream.max_sequence_length
+        layers, tokens, heads, head_dim = cast(Transformer, model).kv_shape(*size)
+
+        def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype)
+
+        def inputs(frames: int) -> dict[str, Tensor]:
+            text = zeros(layers, length, heads, head_dim)
+            noisy = zeros(1, latent.channels, frames, *size, dtype=torch.float32)
+            timestep = torch.full((1,), stream.timesteps[0])
+            return {"latent": noisy, "timestep": timestep, "text_k": text, "text_v": text.clone()}
+
+        text = {"text": zeros(1, length, latent.text_width)}
+        yield "text_kv", Step(TextKV(model).eval(), text, ("text_k", "text_v"), "transformer")
+        outputs, first, later = ("flow", "k", "v"), stream.first_chunk_latents, stream.chunk_latents
+        alone = DenoiseFirst(model.step(0, first, *size), first)
+        yield "denoise_first", Step(alone.eval(), inputs(first), outputs, "transformer")
+        past = zeros(layers, latent.past, tokens, heads, head_dim)
+        full = {
+            **inputs(later),
+            "past_k": past,
+            "past_v": past.clone(),
+            "positions": torch.arange(latent.past + later),
+        }
+        module = model.step(latent.past, later, *size)
+        yield "denoise", Step(module.eval(), full, outputs, "transformer")
+
+    def vae(self) -> Iterator[tuple[str, Step]]:
+        """`vae_decode_first`, `vae_decode_one`, `vae_decode`, `vae_encode_first`, `vae_encode`."""
+        latent = self.latent
+        module = load_component(self.folder, "vae", dtype=self.dtype)
+        fold_upsamples(module)
+        scale = (torch.tensor(latent.mean), torch.tensor(latent.std))
+        lone = torch.zeros(1, latent.channels, 1, latent.height, latent.width)
+        counts = {"vae_decode_one": 1, "vae_decode": self.stream.chunk_latents}
+        if counts["vae_decode"] == 1:
+            del counts["vae_decode_one"]
+        yield from _with_state(VaeDecode(module, *scale).eval(), "vae_decode", lone, counts)
+        lone = torch.zeros(1, 3, 1, self.stream.height, self.stream.width)
+        counts = {"vae_encode": latent.temporal_factor}
+        yield from _with_state(VaeEncode(module, *scale).eval(), "vae_encode", lone, counts)
+
+    def _described(self, name: str) -> nn.Module:
+        part = self.folder.component(name)
+        return build(part.class_name, part.config, part.path / "config.json")
+
+
+def _with_state(
+    module: VaeDecode | VaeEncode, name: str, lone: Tensor, counts: Mapping[str, int]
+) -> Iterator[tuple[str, Step]]:
+    """A stream's first call, of one frame, and later ones, by name with so many frames each."""
+    given, made = module.names
+    with torch.inference_mode():
+        _, *caches = module(lone)
+    names = [f"cache_{i:02}" for i in range(len(caches))]
+    outputs = (made, *(f"next_{cache}" for cache in names))
+    state = {f"next_{cache}": cache for cache in names}
+    yield f"{name}_first", Step(module, {given: lone}, outputs, "vae", state)
+    zeros = {
+        cache: torch.zeros(x.shape, dtype=x.dtype) for cache, x in zip(names, caches, strict=True)
+    }
+    for later, frames in counts.items():
+        inputs = {given: lone.expand(-1, -1, frames, -1, -1).contiguous(), **zeros}
+        yield later, Step(module, inputs, outputs, "vae", state)
