@@ -16,6 +16,9 @@ from .errors import CheckpointError
 CLASSES: dict[str, str] = {
     "WanTransformer3DModel": "livereel.engine.models.wan.transformer:WanTransformer",
     "AutoencoderKLWan": "livereel.engine.models.wan.vae:WanVAE",
+    "CogVideoXTransformer3DModel": (
+        "livereel.engine.models.cogvideox.transformer:CogVideoXTransformer"
+    ),
     "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.vae:CogVideoXVAE",
     "CLIPVisionModel": "livereel.engine.models.clip.vision:CLIPVision",
     "UMT5EncoderModel": "livereel.engine.text.encoder:UMT5Encoder",
