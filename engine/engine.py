@@ -20,12 +20,8 @@ from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .layers.pixels import to_float
 from .memory import shortage_told
+from .runners.clips import ClipRequest, check_request, clip_latents, steps_taken
 from .runners.torch import TorchRunner, pick_device, pick_dtype
-from .sampling import schedule
-from .sampling.clip import sample_clip
-from .sampling.guidance import Guidance
-from .sampling.noise import normal
-from .sampling.solvers import DIFFUSERS_SOLVERS
 from .sampling.stream import StreamState
 from .session import Session, check_prompt, check_seed, check_steps
 from .state import load_state
@@ -170,23 +166,29 @@ class Engine:
         width: int | None = None,
         height: int | None = None,
         image: Frames | None = None,
+        last_image: Frames | None = None,
         fps: float | None = None,
         negative_prompt: str = "",
         guidance_scale: float = _CLIP_GUIDANCE,
+        low_noise_guidance_scale: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Video:
         """A clip of `frames`, or of `round(seconds * fps)` frames (5 s when neither is given).
 
         Causal models stream it; others denoise it as a whole, by the schedule of their folder's
         `scheduler/`, with `negative_prompt` and `guidance_scale` (which only they use; 50 steps by
-        default). `progress(done, total)` is called as work gets done: frames of a stream; of a
-        whole clip the steps, and then the parts that it is decoded in. Raises `InputError` for a
-        value out of range, `ResourceError` when memory runs out.
+        default). A model of two DiTs may have a `low_noise_guidance_scale` for the second. `image`
+        and `last_image`, uint8 `[H, W, 3]` of the clip's size, are its first and last frames, for
+        models that take such. `progress(done, total)` is called as work gets done: frames of a
+        stream; of a whole clip the steps, and then the parts that it is decoded in. Raises
+        `InputError` for a value out of range, `ResourceError` when memory runs out.
         """
         tell = progress or (lambda done, total: None)
         rate = self.config.fps if fps is None else fps
         count = self._count(seconds, frames, rate)
         if self.streams:
+            if last_image is not None:
+                raise InputError("a stream has no last picture; leave the last_image out")
             session = self.open(
                 prompt, seed=seed, steps=steps, width=width, height=height, image=image,
                 frames=count, fps=rate,
@@ -197,19 +199,24 @@ class Engine:
                 tell(sum(len(chunk.frames) for chunk in chunks), count)
             pixels = np.concatenate([chunk.frames for chunk in chunks])
             return Video(frames=pixels, fps=rate, stats=tuple(chunk.stats for chunk in chunks))
-        if image is not None:
-            raise InputError("this model makes clips from text alone; leave the image out")
         width, height = self._size(width, height)
         check_prompt(prompt)
         check_seed(seed)
         steps = _CLIP_STEPS if steps is None else steps
         _check_count("steps", steps, 1, _MAX_CLIP_STEPS)
-        if not 0 <= guidance_scale <= 100:
-            raise InputError(f"guidance_scale is {guidance_scale}; wanted a number from 0 to 100")
-        pixels = self._whole_clip(
-            prompt, negative_prompt, count, (height, width), seed, steps, guidance_scale, tell
-        )
-        return Video(frames=pixels, fps=rate)
+        low = guidance_scale if low_noise_guidance_scale is None else low_noise_guidance_scale
+        for name, scale in (("guidance_scale", guidance_scale), ("low_noise_guidance_scale", low)):
+            if not 0 <= scale <= 100:
+                raise InputError(f"{name} is {scale}; wanted a number from 0 to 100")
+        for picture in (image, last_image):
+            if picture is not None:
+                _check_picture(picture, width, height)
+        request = ClipRequest(
+            prompt=prompt, negative=negative_prompt, frames=count, height=height, width=width,
+            seed=seed, steps=steps, guidance=(guidance_scale, low), image=image,
+            last_image=last_image, text_length=self.config.max_sequence_length,
+        )  # fmt: skip
+        return Video(frames=self._whole_clip(request, tell), fps=rate)
 
     @shortage_told()
     @torch.inference_mode()
@@ -240,45 +247,29 @@ class Engine:
     @shortage_told()
     @torch.inference_mode()
     def _picture(self, image: Frames, width: int, height: int) -> Tensor:
-        if image.dtype.name != "uint8" or image.shape != (height, width, 3):
-            raise InputError(
-                f"the image is {image.dtype} of shape {image.shape}; "
-                f"wanted uint8 of shape {(height, width, 3)}"
-            )
+        _check_picture(image, width, height)
         return self.runner.encode(to_float(image[None]))[0]
 
     @shortage_told()
     @torch.inference_mode()
-    def _whole_clip(
-        self, prompt: str, negative: str, count: int, size: tuple[int, int], seed: int, steps: int,
-        scale: float, tell: Callable[[int, int], None],
-    ) -> Frames:  # fmt: skip
-        runner, length = self.runner, self.config.max_sequence_length
+    def _whole_clip(self, request: ClipRequest, tell: Callable[[int, int], None]) -> Frames:
+        runner, clean_start = self.runner, self.folder.clean_start
+        check_request(runner, request, clean_start=clean_start)
         described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
-        plan = schedule.from_diffusers(described, steps)
-        latents = -(-(count - 1) // runner.vae.temporal_factor) + 1
-        factor = runner.vae.spatial_factor
-        shape = (1, runner.transformer.channels, latents, size[0] // factor, size[1] // factor)
-        guidance = Guidance(scale=scale)
-        total = steps + -(-latents // CLIP_PART)
-        clean = sample_clip(
-            runner.transformer,
-            noise=lambda step: normal(seed, 0, step, shape).to(runner.device),
-            text=runner.encode_text(prompt, length),
-            negative_text=runner.encode_text(negative, length) if guidance.enabled else None,
-            schedule=plan,
-            solver=DIFFUSERS_SOLVERS[described["_class_name"]],
-            guidance=guidance,
-            callback=lambda step, _: tell(step + 1, total),
-        )
-        pixels = np.empty((count, *size, 3), np.uint8)
+        steps = steps_taken(request)
+        parts = -(-(-(-(request.frames - 1) // runner.vae.temporal_factor) + 1) // CLIP_PART)
+        clean = clip_latents(
+            runner, request, described, clean_start=clean_start,
+            done=lambda step: tell(step, steps + parts),
+        )  # fmt: skip
+        pixels = np.empty((request.frames, request.height, request.width, 3), np.uint8)
         caches, at = None, 0
         for i, part in enumerate(torch.split(clean, CLIP_PART, dim=2)):
             decoded, caches = runner.decode(part, caches)
-            frames = runner.frames(decoded)[: count - at]
+            frames = runner.frames(decoded)[: request.frames - at]
             pixels[at : at + len(frames)] = frames
             at += len(frames)
-            tell(steps + i + 1, total)
+            tell(steps + i + 1, steps + parts)
         return pixels
 
     def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:
@@ -334,6 +325,14 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"{name} is {value!r}; wanted a whole number from {low} to {high}")
+
+
+def _check_picture(image: Frames, width: int, height: int) -> None:
+    if image.dtype.name != "uint8" or image.shape != (height, width, 3):
+        raise InputError(
+            f"the image is {image.dtype} of shape {image.shape}; "
+            f"wanted uint8 of shape {(height, width, 3)}"
+        )
 
 
 def _check_rate(fps: float) -> None:

@@ -133,6 +133,25 @@ class Denoiser(Protocol):
         gives flow (noise minus data) of the latents' shape."""
 
 
+class ImageDenoiser(Protocol):
+    """A `Denoiser` that may be shown pictures as well."""
+
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None
+    ) -> Tensor:
+        """As `Denoiser`; `image` are the pictures' tokens `[B, M, D]`. Latents may have further
+        channels behind their own, of which flow has none."""
+
+
+class Encode(Protocol):
+    """A VAE's encoder, with its scale."""
+
+    def __call__(
+        self, frames: Tensor, caches: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Frames `[B, 3, F, H, W]` in [-1, 1] to normalized fp32 latents and the new caches."""
+
+
 class CausalDenoiser(Protocol):
     """A DiT that predicts flow for one chunk of a stream, given what it has cached of the past."""
 
@@ -226,7 +245,7 @@ class StreamDenoiser(Protocol):
         also over two chunks in a row, each of which gets what it would in a pass of its own."""
 
 
-class Transformer(Denoiser, CausalDenoiser, Protocol):
+class Transformer(ImageDenoiser, CausalDenoiser, Protocol):
     """A DiT that runs both ways."""
 
     def in_ring(self) -> StreamDenoiser | None:
@@ -240,6 +259,24 @@ class Transformer(Denoiser, CausalDenoiser, Protocol):
     @property
     def channels(self) -> int:
         """Latent channels."""
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels that it takes behind the latents' own."""
+
+    @property
+    def image_width(self) -> int | None:
+        """D of the pictures' tokens that it reads, if it does."""
+
+    @property
+    def images(self) -> int | None:
+        """How many pictures it must be shown, if that is fixed."""
+
+    def picture_condition(
+        self, encode: Encode, first: Tensor, last: Tensor | None, latents: int, factor: int
+    ) -> Tensor:
+        """Its `condition_channels` for a clip of so many latent frames, of `factor` frames each,
+        that begins with the picture `first` and ends with `last`, `[1, 3, 1, H, W]` in [-1, 1]."""
 
     @property
     def text_width(self) -> int:

@@ -34,7 +34,9 @@ class ModelFolder:
 
     `stream` is what `livereel.json` says; without that file it is Self-Forcing's recipe and
     `has_recipe` is false. `exported` is true of a package, which has graphs of one picture size in
-    place of components (`livereel.engine.package`).
+    place of components (`livereel.engine.package`). Of a model of two DiTs, timesteps from
+    `boundary_ratio` of all on are the first one's. `clean_start` says that a picture to start from
+    is put in place of the first latents.
     """
 
     path: Path
@@ -42,6 +44,8 @@ class ModelFolder:
     stream: StreamConfig
     has_recipe: bool
     exported: bool = False
+    boundary_ratio: float | None = None
+    clean_start: bool = False
 
     def component(self, name: str) -> Component:
         """The component `name` ("transformer", "vae") with its `config.json`.
@@ -67,9 +71,10 @@ def open_folder(path: str | Path) -> ModelFolder:
         raise CheckpointError(f"{path} {what}; a model is a folder that holds {MODEL_INDEX}")
     if not (path / MODEL_INDEX).is_file():
         raise CheckpointError(f"{path} is not a model folder: it holds no {MODEL_INDEX}")
+    index = read_json(path / MODEL_INDEX)
     classes = {
         name: _class_name(path, name, entry)
-        for name, entry in read_json(path / MODEL_INDEX).items()
+        for name, entry in index.items()
         if isinstance(entry, list) and entry != [None, None]
     }
     recipe = path / STREAM_CONFIG
@@ -77,7 +82,24 @@ def open_folder(path: str | Path) -> ModelFolder:
     stream = DEFAULT_SELF_FORCING
     if has_recipe:
         stream = StreamConfig.from_dict(read_json(recipe), source=str(recipe))
-    return ModelFolder(path=path, classes=classes, stream=stream, has_recipe=has_recipe)
+    return ModelFolder(
+        path=path,
+        classes=classes,
+        stream=stream,
+        has_recipe=has_recipe,
+        boundary_ratio=_boundary_ratio(path, index) if "transformer_2" in classes else None,
+        clean_start=index.get("expand_timesteps") is True,
+    )
+
+
+def _boundary_ratio(path: Path, index: Mapping[str, Any]) -> float:
+    value = index.get("boundary_ratio")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise CheckpointError(
+            f"{path / MODEL_INDEX}: boundary_ratio must be a number between 0 and 1 where there is "
+            f"a transformer_2, got {value!r:.40}"
+        )
+    return float(value)
 
 
 def _class_name(path: Path, name: str, entry: list[Any]) -> str:

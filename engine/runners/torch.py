@@ -6,7 +6,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space, L token
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,7 +20,9 @@ from ..errors import CheckpointError, InputError, ResourceError
 from ..layers.layout import channels_last
 from ..layers.packed import to_bytes as to_bytes_natively
 from ..layers.road import pick_road
+from ..models.clip.vision import ImageEncoder
 from ..sampling.gathered import Gathered
+from ..sampling.schedule import TRAIN_TIMESTEPS
 from ..sampling.stream import StreamSampler
 from ..text.encoder import TextEncoder
 from ..types import VAE, LoadedVAE, StreamDenoiser, Transformer
@@ -67,6 +69,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class TorchRunner:
     """A loaded model. `dtype` is what the DiT and the VAE compute in.
 
+    `low_noise` is a second DiT, which takes over from `transformer` below timestep `boundary`, and
+    `image_encoder` makes tokens of pictures for a DiT that reads such; most models have neither.
     `denoiser` is the DiT as streams run it, `vae` the VAE and `to_bytes` what makes of its floats
     `[B, 3, F, H, W]` bytes `[B, F, H, W, 3]`, all on the road that was chosen.
     On a GPU streams replay `graphs` where the DiT works in the ring.
@@ -81,6 +85,9 @@ class TorchRunner:
     road: Road
     to_bytes: Callable[[Tensor], Tensor]
     graphs: bool = True
+    low_noise: Transformer | None = None
+    boundary: float = 0.0
+    image_encoder: ImageEncoder | None = None
 
     @classmethod
     def load(
@@ -98,11 +105,20 @@ class TorchRunner:
         runner = cls.on_road(
             taken, cast(Transformer, transformer), cast(LoadedVAE, vae), text, device, dtype
         )
+        if "transformer_2" in folder.classes:
+            second = load_component(folder, "transformer_2", device=device, dtype=dtype)
+            boundary = (folder.boundary_ratio or 0.0) * TRAIN_TIMESTEPS
+            runner = replace(runner, low_noise=cast(Transformer, second), boundary=boundary)
+        if "image_encoder" in folder.classes:
+            pictures = ImageEncoder.load(folder, device=device, dtype=dtype)
+            runner = replace(runner, image_encoder=pictures)
+        width = None if runner.image_encoder is None else runner.image_encoder.width
         for what, wanted, found in (
             ("latent channels from the VAE", runner.transformer.channels, runner.vae.channels),
             ("numbers a token from the text encoder", runner.transformer.text_width, text.width),
+            ("numbers a token from the image encoder", runner.transformer.image_width, width),
         ):
-            if wanted != found:
+            if wanted != found and wanted is not None:
                 raise CheckpointError(
                     f"{folder.path}: the transformer wants {wanted} {what}, which gives {found}"
                 )

@@ -30,7 +30,8 @@ def sample_clip(
     negative_text: Tensor | None = None,
     schedule: Schedule,
     solver: Callable[[Schedule], Solver],
-    guidance: Guidance = NO_GUIDANCE,
+    guidance: Guidance | Callable[[float], Guidance] = NO_GUIDANCE,
+    start: Tensor | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Denoise a clip from noise; gives fp32 latents `[B, C, T, H, W]`, normalized as in training.
@@ -38,15 +39,20 @@ def sample_clip(
     `noise` is a tensor of the latents' shape, or a function of the step (0 is the start, i + 1 the
     noise that step i mixes in) for solvers that renoise. `text` and `negative_text` are
     `[B, L, D]` in the model's dtype, which the latents are cast to for each pass. `solver` is a
-    class such as `UniPC`. `callback(i, latents)` is called after step i; an exception that it
+    class such as `UniPC`. `guidance` may be a function of the timestep. `start` are clean latents
+    that the first noise level is reached from (SDEdit, Meng et al. 2021); without them it counts as
+    noise alone. `callback(i, latents)` is called after step i; an exception that it
     raises ends the loop.
     """
     solve = solver(schedule)
     x = noise(0) if callable(noise) else noise
     x, state = x.to(torch.promote_types(x.dtype, torch.float32)), None
+    if start is not None:
+        x = (1.0 - schedule.sigmas[0]) * start.to(x) + schedule.sigmas[0] * x
     for i, t in enumerate(schedule.timesteps):
         timestep = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
-        flow = guided_flow(denoiser, x.to(text.dtype), timestep, text, negative_text, guidance)
+        guided = guidance if isinstance(guidance, Guidance) else guidance(t)
+        flow = guided_flow(denoiser, x.to(text.dtype), timestep, text, negative_text, guided)
         x, state = solve.step(flow, x, i, state, _fresh(noise, i + 1, solve.takes_noise(i)))
         if callback is not None:
             callback(i, x)

@@ -52,6 +52,16 @@ class Schedule:
         if not falls or self.sigmas[0] > 1.0 or self.sigmas[-1] != 0.0:
             raise InputError(f"sigmas must fall from at most 1 to 0, got {self.sigmas}")
 
+    def tail(self, strength: float) -> Schedule:
+        """The last `strength` of all steps, at least one, for a clip that starts from another.
+
+        Raises `InputError` unless `strength` lies above 0 and is at most 1.
+        """
+        if not 0 < strength <= 1:  # false for NaN as well
+            raise InputError(f"strength is {strength!r:.40}; wanted above 0 and at most 1")
+        left = max(1, int(len(self) * strength))
+        return Schedule(self.sigmas[-left - 1 :], self.timesteps[-left:])
+
     def __len__(self) -> int:
         """The number of steps."""
         return len(self.timesteps)

@@ -27,8 +27,10 @@ from ...layers.rope import RopeTable, rope_table, rotate
 from ...types import KV, LayerKV, Past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 from .embedders import ConditionEmbedder, gelu
+from .pictures import condition
 
 if TYPE_CHECKING:
+    from ...types import Encode
     from .in_ring import InRing
     from .native_transformer import NativeTransformer
     from .step import WanStep
@@ -410,6 +412,12 @@ class WanTransformer(nn.Module):
     def images(self) -> int | None:
         """How many images' tokens it wants, where it tells them apart by place."""
         return 2 if self.config.pos_embed_seq_len else None
+
+    def picture_condition(
+        self, encode: Encode, first: Tensor, last: Tensor | None, latents: int, factor: int
+    ) -> Tensor:
+        """See `pictures.condition`."""
+        return condition(encode, first, last, latents, factor)
 
     @property
     def text_width(self) -> int:

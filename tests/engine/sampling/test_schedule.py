@@ -166,3 +166,16 @@ def test_schedulers_without_a_counterpart_are_refused(
 def test_a_short_scheduler_config_is_filled_with_the_defaults_of_diffusers() -> None:
     assert schedule.from_diffusers(UNIPC, 4) == schedule.wan(4, shift_by=1.0)
     assert schedule.from_diffusers(EULER, 4) == schedule.flow_match_euler(4, shift_by=1.0)
+
+
+@pytest.mark.parametrize(("strength", "left"), [(1.0, 5), (0.8, 4), (0.79, 3), (0.01, 1)])
+def test_a_tail_has_the_last_steps(strength: float, left: int) -> None:
+    whole = schedule.wan(5)
+    tail = whole.tail(strength)
+    assert tail.timesteps == whole.timesteps[-left:] and tail.sigmas == whole.sigmas[-left - 1 :]
+
+
+@pytest.mark.parametrize("strength", [0, -1, 1.1, float("nan")])
+def test_a_strength_out_of_range_is_refused(strength: float) -> None:
+    with pytest.raises(InputError, match="strength is"):
+        schedule.wan(5).tail(strength)

@@ -1,0 +1,156 @@
+"""Whole clips by a loaded model: from a prompt, and from pictures or a clip if they are given.
+
+Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config import CLIP_PART
+from ..errors import InputError
+from ..layers.pixels import to_float
+from ..sampling import schedule
+from ..sampling.clip import sample_clip
+from ..sampling.conditions import CleanStart, Conditioned, Experts
+from ..sampling.guidance import Guidance
+from ..sampling.noise import normal
+from ..sampling.solvers import DIFFUSERS_SOLVERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..types import Denoiser, Frames, ImageDenoiser
+    from .torch import TorchRunner
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """A clip that is wanted.
+
+    `frames` of `height` x `width` pixels. `guidance` are the scales for the DiT and, in a model of
+    two, for the one of low noise. `image` and `last_image` are the first and the last frame, uint8
+    `[H, W, 3]`; `video`, uint8 `[frames, H, W, 3]`, is changed by the last `strength` of the steps.
+    """
+
+    prompt: str
+    negative: str
+    frames: int
+    height: int
+    width: int
+    seed: int
+    steps: int
+    guidance: tuple[float, float]
+    text_length: int
+    image: Frames | None = None
+    last_image: Frames | None = None
+    video: Frames | None = None
+    strength: float = 1.0
+
+
+def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: bool) -> None:
+    """Raise `InputError` for pictures that this model has no use for, or lacks."""
+    dit = runner.transformer
+    wants = dit.condition_channels > 0 or dit.image_width is not None
+    if wants and request.image is None:
+        raise InputError("this model starts from a picture: give it an image")
+    if wants and request.video is not None:
+        raise InputError("this model starts from pictures, not from a video")
+    if request.image is not None and not (wants or clean_start):
+        raise InputError("this model makes clips from text alone; leave the image out")
+    if request.last_image is None:
+        if dit.images == 2:
+            raise InputError("this model wants a first and a last picture: give it a last_image")
+        return
+    factor = runner.vae.temporal_factor
+    if not dit.condition_channels or (dit.image_width is not None and dit.images != 2):
+        raise InputError("this model knows no last picture; leave the last_image out")
+    if request.frames == 1 or (request.frames - 1) % factor:
+        near = max(1, (request.frames - 1) // factor) * factor + 1
+        raise InputError(
+            f"a clip that ends with a picture has 1 + a multiple of {factor} frames, such as "
+            f"{near}; got {request.frames}"
+        )
+
+
+def clip_latents(
+    runner: TorchRunner,
+    request: ClipRequest,
+    scheduler: Mapping[str, Any],
+    *,
+    clean_start: bool,
+    done: Callable[[int], None],
+) -> Tensor:
+    """Clean latents `[1, C, T, h, w]` of a clip that `check_request` lets pass.
+
+    `scheduler` is the folder's `scheduler_config.json`; `done` is called with the steps taken.
+    """
+    plan = schedule.from_diffusers(scheduler, request.steps)
+    factor, space = runner.vae.temporal_factor, runner.vae.spatial_factor
+    count = -(-(request.frames - 1) // factor) + 1
+    shape = (1, runner.transformer.channels, count, request.height // space, request.width // space)
+    start = None
+    if request.video is not None:
+        plan = plan.tail(request.strength)
+        start = torch.cat(list(encoded(runner, request.video)), dim=2)
+    denoiser = _denoiser(runner, request, count, clean_start)
+    scales = tuple(Guidance(scale=scale) for scale in request.guidance)
+    guided = scales[0].enabled or (runner.low_noise is not None and scales[1].enabled)
+    clean = sample_clip(
+        denoiser,
+        noise=lambda step: normal(request.seed, 0, step, shape).to(runner.device),
+        text=runner.encode_text(request.prompt, request.text_length),
+        negative_text=runner.encode_text(request.negative, request.text_length) if guided else None,
+        schedule=plan,
+        solver=DIFFUSERS_SOLVERS[scheduler["_class_name"]],
+        guidance=lambda t: scales[runner.low_noise is not None and t < runner.boundary],
+        start=start,
+        callback=lambda step, _: done(step + 1),
+    )
+    return denoiser.put(clean) if isinstance(denoiser, CleanStart) else clean
+
+
+def steps_taken(request: ClipRequest) -> int:
+    """Steps that `clip_latents` counts."""
+    if request.video is None:
+        return request.steps
+    return len(schedule.linspace(request.steps).tail(request.strength))
+
+
+def encoded(runner: TorchRunner, video: Frames) -> Iterator[Tensor]:
+    """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, part by part."""
+    caches, step = None, runner.vae.temporal_factor * CLIP_PART
+    for first in (0, *range(1, len(video), step)):
+        part = video[first : first + (step if first else 1)]
+        latents, caches = runner.encode(to_float(part), caches)
+        yield latents
+
+
+def _denoiser(
+    runner: TorchRunner, request: ClipRequest, count: int, clean_start: bool
+) -> Denoiser | CleanStart:
+    dit: ImageDenoiser = runner.transformer
+    if runner.low_noise is not None:
+        dit = Experts(runner.transformer, runner.low_noise, runner.boundary)
+    if request.image is None:
+        return dit
+    first = to_float(request.image[None])
+    if clean_start:
+        return CleanStart(dit, runner.encode(first)[0])
+    shown = [request.image]
+    last = None
+    if request.last_image is not None:
+        shown.append(request.last_image)
+        last = to_float(request.last_image[None])
+    channels = image = None
+    if runner.transformer.condition_channels:
+        channels = runner.transformer.picture_condition(
+            runner.encode, first, last, count, runner.vae.temporal_factor
+        )
+    if runner.image_encoder is not None:
+        image = runner.image_encoder.encode(shown).flatten(0, 1).unsqueeze(0)
+    return Conditioned(dit, channels, image)
