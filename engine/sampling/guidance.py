@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..types import Denoiser
 
 
@@ -79,3 +82,17 @@ def guided_flow(
 def _flow(denoiser: Denoiser, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
     flow: Tensor = denoiser(latents, timestep, text)
     return flow
+
+
+def dynamic(scale: float, steps: int) -> Callable[[float], Guidance]:
+    """The scale that CogVideoX is advised to be guided with, a function of the timestep on 0..999.
+
+    `1 + scale (1 - cos(pi ((steps - t) / steps) ** 5)) / 2`, as its authors and diffusers reckon
+    it: with the timestep and not the number of the step, so that it goes up and down.
+    """
+
+    def at(timestep: float) -> Guidance:
+        turn = math.pi * ((steps - timestep) / steps) ** 5
+        return Guidance(scale=1.0 + scale * (1.0 - math.cos(turn)) / 2.0)
+
+    return at

@@ -57,7 +57,7 @@ class Euler:
         self, flow: Tensor, x: Tensor, i: int, state: None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """See `Solver.step`; keeps no state."""
-        flow, x = _widen(flow, x)
+        flow, x = widen(flow, x)
         return x + (self.schedule.sigmas[i + 1] - self.schedule.sigmas[i]) * flow, None
 
 
@@ -79,7 +79,7 @@ class Renoise:
         self, flow: Tensor, x: Tensor, i: int, state: None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """See `Solver.step`; keeps no state. Raises `InputError` when noise is due and missing."""
-        flow, x = _widen(flow, x)
+        flow, x = widen(flow, x)
         x0 = x - self.schedule.sigmas[i] * flow
         if not self.takes_noise(i):
             return x0, None
@@ -130,7 +130,7 @@ class UniPC:
         noise: Tensor | None = None,
     ) -> tuple[Tensor, UniPCState]:
         """See `Solver.step`. The state must be the one that step i - 1 gave."""
-        flow, x = _widen(flow, x)
+        flow, x = widen(flow, x)
         x0 = x - self.schedule.sigmas[i] * flow
         if state is not None:
             x = self._correct(x0, i, state)
@@ -188,7 +188,8 @@ def _log_snr(sigma: float) -> float:
     return math.inf if sigma == 0.0 else math.log1p(-sigma) - math.log(sigma)
 
 
-def _widen(flow: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def widen(flow: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A prediction and a latent in fp32, or in fp64 if the latent is."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return flow.to(dtype), x.to(dtype)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from livereel.engine.errors import InputError
-from livereel.engine.sampling.guidance import Guidance, guided_flow
+from livereel.engine.sampling.guidance import Guidance, dynamic, guided_flow
 
 
 class CountingDenoiser:
@@ -68,3 +70,14 @@ def test_guidance_needs_a_negative_text_of_the_same_shape() -> None:
         guided_flow(CountingDenoiser(), latents, timestep, text, None, guidance)
     with pytest.raises(InputError, match=r"got shape \(2, 4, 8\)"):
         guided_flow(CountingDenoiser(), latents, timestep, text, negative[:, :4], guidance)
+
+
+def test_dynamic_guidance_goes_by_the_timestep() -> None:
+    """Values of diffusers' formula at 50 steps; at t = 50 the prompt alone counts."""
+    at = dynamic(6.0, 50)
+    for t in (999, 499, 119, 19):
+        expected = 1 + 6.0 * (1 - math.cos(math.pi * ((50 - t) / 50) ** 5.0)) / 2
+        assert at(float(t)).scale == pytest.approx(expected)
+        assert 1.0 <= at(float(t)).scale <= 7.0
+    assert not at(50.0).enabled
+    assert at(0.0).scale == pytest.approx(7.0)
