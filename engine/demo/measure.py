@@ -36,7 +36,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Track: TypeAlias = npt.NDArray[np.float64]
 
 STANDS_UNDER = 0.5
-"""Pixels a frame below which an object stands still; scenes move with 1.5 to 2.5."""
+"""Pixels a frame below which an object stands still; scenes move with 1.8 to 2.2."""
 
 _DIFFERS = 45.0  # RGB distance from the background at which a pixel may be the object's
 _COLOR_LIMIT = 40.0  # CIELAB distance beyond which a color has no name

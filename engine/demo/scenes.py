@@ -65,7 +65,7 @@ RADII: dict[str | None, tuple[float, float]] = {
 }
 """Range of the radius for each size word: that of the circle with the shape's area."""
 
-SPEEDS = (1.5, 2.5)
+SPEEDS = (1.8, 2.2)
 """Range of the speed of what moves, in pixels a frame."""
 
 _SQUARE_HALF = math.sqrt(math.pi) / 2

@@ -282,10 +282,11 @@ def dit_loss(
     """Teacher forcing with explicit caches: each noisy chunk sees the clean one before it.
 
     Clean and noisy copies of a chunk ride in one batch; the clean half's keys and values are what
-    the next chunk attends to, as in a stream with a window of two chunks. A share `rollout` of the
-    pasts is replaced by the model's own guess at them, and others are blurred with a little noise,
-    so that a stream does not drift on its own mistakes. `latents` `[B, C, T, H, W]`, `captions`
-    `[B, chunks]`. One text in ten is empty, for classifier-free guidance.
+    the next chunk attends to, as in a stream with a window of two chunks. For a share `rollout` of
+    the samples the clean half is the model's own guess at it, now and then by the text of another
+    sample, and in others it is blurred with a little noise: so a stream comes back from its own
+    mistakes to what its prompt says, and takes up a new prompt. `latents` `[B, C, T, H, W]`,
+    `captions` `[B, chunks]`. One text in ten is empty, for classifier-free guidance.
     """
     size, dit = len(latents), model.transformer
     names = scenes.all_captions()
@@ -303,14 +304,15 @@ def dit_loss(
             noise, sigma = torch.randn_like(clean), flow_times(clean)
             noisy, kv = add_noise(clean, sigma, noise), dit.text_kv(text[:, index])
             if index == chunks - 1:  # nothing comes after it that would see its clean half
-                flow, _ = dit.chunk(noisy, 1000 * sigma, kv, first_half(past, size))
+                flow, _ = dit.chunk(noisy, 1000 * sigma, kv, rows_of_past(past, size))
                 losses.append((flow.float() - (noise - clean)).square().mean())
                 break
             blur = 0.12 * torch.rand_like(sigma) * some(clean, 0.5)
             seen = add_noise(clean, blur, torch.randn_like(clean))
-            if rollout and index > 0:
-                guess = own_guess(dit, clean, kv, first_half(past, size))
-                seen = torch.where(column(some(clean, rollout)), guess, seen)
+            if guessed := round(rollout * size):
+                heard = rows_of(kv, misheard(guessed, clean.device))
+                guess = own_guess(dit, clean[:guessed], heard, rows_of_past(past, guessed))
+                seen = torch.cat([guess, seen[guessed:]])
             times = torch.cat([torch.zeros_like(sigma), 1000 * sigma])
             flow, own = dit.chunk(torch.cat([seen, noisy]), times, twice(kv, size), past)
             losses.append((flow[size:].float() - (noise - clean)).square().mean())
@@ -325,11 +327,22 @@ def twice(kv: KV, size: int) -> KV:
     return [LayerKV(torch.cat([x.k[:size]] * 2), torch.cat([x.v[:size]] * 2)) for x in kv]
 
 
-def first_half(past: Past | None, size: int) -> Past | None:
+def rows_of(kv: KV, rows: Tensor) -> KV:
+    """The keys and values of these samples of a batch."""
+    return [LayerKV(x.k[rows], x.v[rows]) for x in kv]
+
+
+def rows_of_past(past: Past | None, size: int) -> Past | None:
     """What the first `size` samples of a batch see of the past."""
     if past is None:
         return None
     return Past(past.frames, [LayerKV(x.k[:size], x.v[:size]) for x in past.layers])
+
+
+def misheard(size: int, device: torch.device) -> Tensor:
+    """Whose text each of `size` samples listens to: three in ten to their neighbor's."""
+    rows = torch.arange(size, device=device)
+    return torch.where(torch.rand(size, device=device) < 0.3, (rows + 1) % size, rows)
 
 
 @torch.no_grad()
