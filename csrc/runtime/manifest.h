@@ -1,0 +1,81 @@
+// What a package's manifest.json says. `livereel.engine.package` writes and documents it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace livereel {
+
+struct TensorSpec {
+  std::string name;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+};
+
+struct GraphSpec {
+  std::string file;
+  std::vector<TensorSpec> inputs;
+  std::vector<TensorSpec> outputs;
+  std::map<std::string, std::string, std::less<>> state;  // output to the next call's input
+};
+
+struct FileSpec {
+  std::int64_t bytes;
+  std::string sha256;
+};
+
+// The fields of `StreamConfig` that a stream needs.
+struct Recipe {
+  std::int64_t chunk_latents;
+  std::int64_t first_chunk_latents;
+  std::int64_t window;
+  std::int64_t sinks;
+  std::int64_t anchors;
+  std::int64_t anchor_every;
+  std::vector<double> timesteps;
+  double context_noise;
+  std::string solver;  // "euler" or "renoise"
+  double fps;
+  std::int64_t max_sequence_length;
+  std::int64_t width;
+  std::int64_t height;
+};
+
+// The fields of `Latent` that a stream needs.
+struct LatentSpec {
+  std::int64_t channels;
+  std::int64_t height;
+  std::int64_t width;
+  std::int64_t temporal_factor;
+  std::int64_t past;
+  std::int64_t text_width;
+  std::vector<double> mean;
+  std::vector<double> std;
+};
+
+struct Manifest {
+  std::vector<std::string> chips;
+  std::string name;
+  std::string fingerprint;
+  std::map<std::string, std::string, std::less<>> versions;
+  Recipe stream;
+  LatentSpec latent;
+  std::map<std::string, GraphSpec, std::less<>> graphs;
+  std::map<std::string, FileSpec, std::less<>> files;
+
+  // Throws Error(kPackage) for a graph that is not there.
+  [[nodiscard]] const GraphSpec& graph(std::string_view name) const;
+};
+
+inline constexpr std::size_t kMaxManifest = std::size_t{4} << 20;
+
+// Reads a manifest's text. Throws Error(kVersion) for another layout, format, rule of noise, or
+// for a recipe that this runtime does not run, and Error(kPackage) for a value that is missing, of
+// the wrong type or out of bounds.
+Manifest read_manifest(std::string_view text);
+
+}  // namespace livereel

@@ -1,0 +1,53 @@
+// The manifest reader: one that is right, and values that cannot be.
+#include <string>
+
+#include "../check.h"
+#include "manifest.h"
+#include "package_files.h"
+#include "refused.h"
+
+namespace {
+
+using livereel::changed;
+using livereel::refused;
+using livereel::Status;
+
+void check(Status status, const std::string& what, const std::string& with) {
+  const std::string text = changed(livereel::manifest_text("x"), what, with);
+  CHECK(refused(status, [&] { return livereel::read_manifest(text); }));
+}
+
+}  // namespace
+
+int main() {
+  const livereel::Manifest manifest = livereel::read_manifest(livereel::manifest_text("x"));
+  CHECK(manifest.stream.window == 6 && manifest.stream.solver == "euler");
+  CHECK(manifest.stream.timesteps[1] == 375.5 && manifest.latent.mean[1] == 0.5);
+  const livereel::GraphSpec& graph = manifest.graph("denoise");
+  CHECK(graph.file == "graphs/denoise.pt2" && graph.inputs[0].shape.size() == 5);
+  CHECK(manifest.files.at("graphs/denoise.pt2").bytes == 1);
+  CHECK(refused(Status::kPackage, [&] { return manifest.graph("vae_decode"); }));
+
+  check(Status::kVersion, R"("manifest": 1)", R"("manifest": 2)");
+  check(Status::kVersion, R"("aoti")", R"("onnx")");
+  check(Status::kVersion, "philox4x32-10", "philox4x32-7");
+  check(Status::kVersion, R"("dtype": "float32")", R"("dtype": "float16")");
+  check(Status::kVersion, R"("euler")", R"("unipc")");
+  check(Status::kVersion, R"("guidance_scale": 1.0)", R"("guidance_scale": 5.0)");
+  check(Status::kPackage, R"("window": 6)", R"("window": 2)");
+  check(Status::kPackage, R"("window": 6)", R"("window": 1e99)");
+  check(Status::kPackage, R"("window": 6)", R"("windows": 6)");
+  check(Status::kPackage, R"("fps": 16.0)", R"("fps": 0)");
+  check(Status::kPackage, "[1000.0, 375.5]", "[375.5, 1000.0]");
+  check(Status::kPackage, "[1000.0, 375.5]", "[]");
+  check(Status::kPackage, "[0, 0.5]", "[0]");
+  check(Status::kPackage, "[1, 2, 3, 16, 16]", "[1099511627776, 2, 3, 16, 16]");
+  check(Status::kPackage, "[1, 2, 3, 16, 16]", "[-1]");
+  for (const char* path :
+       {"../x", "/etc/passwd", "graphs//x", "graphs/..", "", "a/", ".a", "a b"}) {
+    check(Status::kPackage, R"("files": {"graphs/denoise.pt2")",
+          R"("files": {")" + std::string(path) + "\"");
+  }
+  check(Status::kPackage, R"("files": {"graphs/denoise.pt2")", R"("files": {"other")");
+  return 0;
+}
