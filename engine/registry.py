@@ -22,11 +22,13 @@ CLASSES: dict[str, str] = {
     "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.vae:CogVideoXVAE",
     "CLIPVisionModel": "livereel.engine.models.clip.vision:CLIPVision",
     "UMT5EncoderModel": "livereel.engine.text.encoder:UMT5Encoder",
+    "T5EncoderModel": "livereel.engine.text.encoder:T5Encoder",
 }
 LAYOUTS: tuple[str, ...] = (
     "livereel.engine.models.wan.keys:TRANSFORMER",
     "livereel.engine.models.wan.keys:VAE",
     "livereel.engine.text.keys:UMT5",
+    "livereel.engine.text.keys:T5",
 )
 
 

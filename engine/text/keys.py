@@ -61,11 +61,25 @@ def _rename(
     return ("" if number is None else f"{prefix}{number}.") + renamed + ".weight"
 
 
-def _matches(names: Collection[str]) -> bool:
-    found = set(to_transformers(names).values())
+_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _is_encoder(names: Collection[str]) -> bool:
+    found = set(names)
     return "encoder.block.0.layer.0.SelfAttention.q.weight" in found and not TIED.keys().isdisjoint(
         found
     )
+
+
+def _is_t5(names: Collection[str]) -> bool:
+    """T5 has one table of relative positions, in its first layer, UMT5 one in each layer."""
+    second = "encoder.block.1.layer.0.SelfAttention.q.weight" in names
+    return _is_encoder(names) and second and _BIAS.format(1) not in names
+
+
+def _is_umt5(names: Collection[str]) -> bool:
+    found = set(to_transformers(names).values())
+    return _is_encoder(found) and not _is_t5(found)
 
 
 def encoder_config(
@@ -106,12 +120,34 @@ def encoder_config(
     }
 
 
+def t5_config(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None
+) -> dict[str, Any]:
+    """The same for a T5 encoder, version 1.1."""
+    config = encoder_config(shapes, num_heads)
+    return {**config, "architectures": ["T5EncoderModel"], "model_type": "t5"}
+
+
+def _same(names: Collection[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
 UMT5 = Layout(
     component="text_encoder",
     class_name="UMT5EncoderModel",
     to_diffusers=to_transformers,
     to_original=to_original,
-    matches=_matches,
+    matches=_is_umt5,
     config=encoder_config,
     tied=TIED,
 )
+T5 = Layout(
+    component="text_encoder",
+    class_name="T5EncoderModel",
+    to_diffusers=_same,
+    to_original=_same,
+    matches=_is_t5,
+    config=t5_config,
+    tied=TIED,
+)
+"""Published as transformers writes it alone."""
