@@ -120,6 +120,10 @@ sanitize: $(VENV)/.installed-dev
 	  -S . -B $(BUILD)/csrc-sanitize > /dev/null
 	$(BIN)/cmake --build $(BUILD)/csrc-sanitize
 	$(BIN)/ctest --test-dir $(BUILD)/csrc-sanitize --output-on-failure
+	$(CMAKE_TESTS) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLIVEREEL_SANITIZE=thread \
+	  -S . -B $(BUILD)/csrc-threads > /dev/null
+	$(BIN)/cmake --build $(BUILD)/csrc-threads --target test_frame_ring
+	$(BIN)/ctest --test-dir $(BUILD)/csrc-threads -R '^frame_ring$$' --output-on-failure
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m livereel.benchmarks.bench_stream

@@ -7,6 +7,7 @@
 namespace livereel::dlpack {
 
 constexpr std::int32_t kCpu = 1;
+constexpr std::uint8_t kUint = 1;
 constexpr std::uint8_t kFloat = 2;
 constexpr std::uint8_t kBfloat = 4;
 

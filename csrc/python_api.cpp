@@ -5,6 +5,7 @@
 #include "pacer.h"
 #include "philox.h"
 #include "python_cpu.h"
+#include "python_ring.h"
 #include "rms_norm_silu.h"
 #include "window.h"
 
@@ -75,6 +76,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("rms_norm_silu", &rms_norm_silu, py::arg("x"), py::arg("gain"), py::arg("y"));
 
   livereel::register_cpu(m);
+  livereel::register_ring(m);
 
   py::class_<livereel::Window>(m, "Window")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 try:
     from ._core import (
+        FrameRing,
         Pace,
         Pacer,
         PackedMatrix,
+        RingFrame,
         Timing,
         Window,
         attention,
@@ -31,9 +33,11 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "FrameRing",
     "Pace",
     "Pacer",
     "PackedMatrix",
+    "RingFrame",
     "Timing",
     "Window",
     "attention",

@@ -157,6 +157,70 @@ class Window:
     def anchors_before(self, before: int) -> list[int]:
         """The newest `anchors` anchors among the frames below `before` that are no sinks."""
 
+class FrameRing:
+    """Frames from one process to another through shared memory; `csrc/frame_ring.h` has the rules.
+
+    One thread writes and one reads; both give up the GIL while they wait or copy.
+    """
+
+    @staticmethod
+    def create(*, slots: int, slot_bytes: int, drop_oldest: bool) -> FrameRing:
+        """New memory, all of it taken at once: a full ring lets go of its oldest unread frame, or
+        else holds its writer up.
+
+        Raises `ValueError` for sizes that cannot be, `RuntimeError` where there is no memory.
+        """
+
+    @staticmethod
+    def attach(fd: int) -> FrameRing:
+        """The reader's end, by the file descriptor of the writer's, which is copied; once in a
+        ring's life. Raises `ValueError` for anything else."""
+
+    def fileno(self) -> int:
+        """The memory's file descriptor."""
+
+    def write(
+        self, frame: npt.NDArray[np.uint8], *, tag: int = 0, timeout: float = 0.0
+    ) -> bool:  # fmt: skip
+        """Copy a dense frame of one to four dimensions in; False when no slot came free in time.
+
+        A reader that died makes room. Raises `ValueError` for a frame that no slot has room for.
+        """
+
+    def read(self, *, timeout: float = 0.0) -> RingFrame | None:
+        """The oldest unread frame, or None when none came in time."""
+
+    @property
+    def room(self) -> int:
+        """Slots that are free."""
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were written over unread."""
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
+
+class RingFrame:
+    """A frame where it lies in a ring: a read-only buffer of uint8, and a DLPack tensor.
+
+    Its slot is free again once this and all arrays over it are gone.
+    """
+
+    @property
+    def number(self) -> int:
+        """How many were written before it."""
+
+    @property
+    def tag(self) -> int:
+        """What the writer gave it."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __dlpack__(self, **wishes: object) -> object: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
 class Pace:
     """What a chunk is to be made with: optional work or not, passes, and frames a second."""
 

@@ -1,0 +1,10 @@
+// Registers the frame ring in a Python module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace livereel {
+
+void register_ring(const pybind11::module_& m);
+
+}  // namespace livereel
