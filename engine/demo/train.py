@@ -395,7 +395,7 @@ def train_dit(
     )  # fmt: skip
 
 
-def write_model(run: Path, out: Path, *, steps: int) -> None:
+def write_model(run: Path, out: Path, *, steps: int, guidance: float) -> None:
     """Put the trained parts together as the folder that ships."""
     trained = load_file(run / "dit.safetensors")
     pool = load_file(run / "pool.safetensors")
@@ -413,6 +413,7 @@ def write_model(run: Path, out: Path, *, steps: int) -> None:
         timesteps=linspace(steps, shift_by=TIME_SHIFT).timesteps,
         solver="euler",
         shift=TIME_SHIFT,
+        guidance_scale=guidance,
         fps=16.0,
         max_sequence_length=MAX_TEXT,
         width=scenes.GRID,
@@ -458,7 +459,8 @@ def main(argv: list[str] | None = None) -> None:
         "--picture-share", type=float, default=0.5, help="dit: share on single pictures"
     )
     parser.add_argument("--clips", type=int, default=3000, help="latents: how many clips")
-    parser.add_argument("--steps", type=int, default=6, help="pack: passes a chunk")
+    parser.add_argument("--steps", type=int, default=6, help="pack: steps a chunk")
+    parser.add_argument("--guidance", type=float, default=2.0, help="pack: guidance scale")
     parser.add_argument(
         "--out", type=Path, default=Path("engine/demo/weights"), help="(un)pack: the model"
     )
@@ -479,7 +481,7 @@ def main(argv: list[str] | None = None) -> None:
             **common,
         )  # fmt: skip
     elif args.stage == "pack":
-        write_model(args.run, args.out, steps=args.steps)
+        write_model(args.run, args.out, steps=args.steps, guidance=args.guidance)
     else:
         read_model(args.run, args.out)
 

@@ -99,7 +99,7 @@ def test_what_is_packed_unpacks_and_loads(tmp_path: Path) -> None:
     save_weights(WanVAE.from_config(train.VAE_CONFIG), run / "vae.safetensors")
     scale = {"mean": torch.zeros(16), "std": torch.ones(16)}
     train.save_file(scale, run / "pool.safetensors")
-    train.write_model(run, out, steps=4)
+    train.write_model(run, out, steps=4, guidance=2.0)
     train.read_model(again, out)
     for name in ("dit.safetensors", "vae.safetensors"):
         before, after = load_file(run / name), load_file(again / name)
