@@ -5,7 +5,6 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,13 @@ from torch import Tensor
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
 from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_FPS
 from .errors import InputError
-from .layers.pixels import to_float
 from .memory import shortage_told
-from .runners.clips import ClipRequest, check_request, clip_latents, steps_taken
+from .package import fingerprint, is_package, open_package, read_manifest
+from .runners.clips import ClipRequest, check_request, clip_latents, encoded, steps_taken
+from .runners.packages import load_package
 from .runners.torch import TorchRunner, pick_device, pick_dtype
-from .sampling.stream import StreamState
+from .sampling.schedule import steps_left
+from .sampling.stream import MAX_GIVEN, StreamState
 from .session import Session, check_prompt, check_seed, check_steps
 from .state import load_state
 from .types import Video
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .config import StreamConfig
+    from .runners.runner import Runner
     from .types import Frames
 
-_FINGERPRINT_BYTES = 1 << 20
+_STRENGTH = 0.6
 _CLIP_STEPS, _MAX_CLIP_STEPS, _CLIP_GUIDANCE = 50, 1000, 5.0
 
 
@@ -42,20 +44,34 @@ class Engine:
     """A loaded model. Make one with `Engine.load`; it serves any number of sessions in turn."""
 
     folder: ModelFolder
-    runner: TorchRunner
+    runner: Runner
 
     @classmethod
     @shortage_told()
-    def load(cls, model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> Engine:
-        """Load `model`: "demo", or a folder in diffusers' layout (see `livereel convert`).
+    def load(
+        cls,
+        model: str | Path = "demo",
+        device: str = "auto",
+        dtype: str = "auto",
+        provider: str = "auto",
+    ) -> Engine:
+        """Load `model`: "demo", a folder in diffusers' layout (see `livereel convert`), or a
+        package that `livereel export` wrote.
 
         `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; `dtype` is "auto"
-        (bfloat16 where the chip has it), "float32", "bfloat16" or "float16".
+        (bfloat16 where the chip has it), "float32", "bfloat16" or "float16". A package has the
+        dtype that it was exported in. `provider` is what onnxruntime runs an ONNX package by:
+        "auto" (the device's own), "cpu", "cuda" or "tensorrt".
 
         Raises `CheckpointError` for a folder that is no model or damaged, `InputError` for an
         unknown device or dtype, `ResourceError` for a device that is not there or has too little
         memory.
         """
+        if is_package(model):
+            package = open_package(model)
+            return cls(package.folder, load_package(package, device, dtype, provider))
+        if provider != "auto":
+            raise InputError(f"provider {provider!r:.40} is for ONNX packages; {model} is a model")
         picked = pick_device(device)
         folder = open_folder(DEMO if model == "demo" else model)
         return cls(folder, TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked)))
@@ -94,6 +110,8 @@ class Engine:
         width: int | None = None,
         height: int | None = None,
         image: Frames | None = None,
+        clip: Frames | None = None,
+        strength: float | None = None,
         frames: int | None = None,
         fps: float | None = None,
         pace: bool = False,
@@ -102,7 +120,10 @@ class Engine:
         """Open a stream; nothing is computed until it is iterated over.
 
         `steps` of the model's passes are used (all by default). `image`, uint8 `[H, W, 3]` of the
-        stream's size, becomes its first frame. The stream ends after `frames`, or never. `fps` is
+        stream's size, becomes its first frame; `clip`, `[F, H, W, 3]`, its first frames (the newest
+        1 + 4n of them where a latent frame is 4), which it goes on from. With a `strength`, above 0
+        and at most 1, the stream is made from frames that are given to `Session.push`, by the last
+        `strength` of the steps. The stream ends after `frames`, or never. `fps` is
         the rate at which frames are due (the model's by default); with `pace` the session does with
         less when it falls behind that rate (see `Session`). `start_frame` is the number of the
         first frame: a stream that goes on where another one ended draws other noise.
@@ -121,6 +142,10 @@ class Engine:
         _check_count("start_frame", start_frame, 0, 2**62)
         steps = len(config.timesteps) if steps is None else steps
         check_steps(steps, config)
+        given = image[None] if image is not None and clip is None else clip
+        if (image is not None) + (clip is not None) + (strength is not None) > 1:
+            raise InputError("a stream starts from an image, from a clip or from frames pushed")
+        steps_left(steps, 1.0 if strength is None else strength)
         chunk_frames = config.chunk_latents * self.runner.vae.temporal_factor
         state = StreamState(
             prompt=prompt,
@@ -130,9 +155,10 @@ class Engine:
             height=height,
             noise_offset=-(-start_frame // chunk_frames),
             pts=start_frame,
-            picture=None if image is None else self._picture(image, width, height),
+            given=None if given is None else self._given(given, width, height),
+            strength=1.0 if strength is None else strength,
         )
-        return self._session(state, fps, frames, pace)
+        return self._session(state, fps, frames, pace, fed=strength is not None)
 
     def restore(
         self,
@@ -141,9 +167,11 @@ class Engine:
         frames: int | None = None,
         fps: float | None = None,
         pace: bool = False,
+        strength: float | None = None,
     ) -> Session:
         """Go on from `Session.snapshot`, bitwise if it was exact, closely if it was light.
 
+        A session that is to be fed frames wants a `strength`, as in `open`.
         Snapshots may come from strangers: a restored session costs no more than `open` at its size
         does. Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
         """
@@ -151,7 +179,10 @@ class Engine:
             snapshot, model=self._fingerprint, layout=self.runner.layout
         )
         self._size(state.width, state.height)
-        session = self._session(state, fps, frames, pace)
+        if strength is not None:
+            steps_left(1, strength)
+            state.strength = strength
+        session = self._session(state, fps, frames, pace, fed=strength is not None)
         session.adopt(tensors, light=light)
         return session
 
@@ -167,6 +198,9 @@ class Engine:
         height: int | None = None,
         image: Frames | None = None,
         last_image: Frames | None = None,
+        clip: Frames | None = None,
+        video: Frames | None = None,
+        strength: float = _STRENGTH,
         fps: float | None = None,
         negative_prompt: str = "",
         guidance_scale: float = _CLIP_GUIDANCE,
@@ -179,22 +213,29 @@ class Engine:
         `scheduler/`, with `negative_prompt` and `guidance_scale` (which only they use; 50 steps by
         default). A model of two DiTs may have a `low_noise_guidance_scale` for the second. `image`
         and `last_image`, uint8 `[H, W, 3]` of the clip's size, are its first and last frames, for
-        models that take such. `progress(done, total)` is called as work gets done: frames of a
-        stream; of a whole clip the steps, and then the parts that it is decoded in. Raises
-        `InputError` for a value out of range, `ResourceError` when memory runs out.
+        models that take such; a stream goes on from a `clip`, `[F, H, W, 3]`, as `open` does.
+        `video`, `[F, H, W, 3]`, is changed by the last `strength` of the steps; the result has as
+        many frames as it, unless told otherwise, and no more. `progress(done, total)` is called as
+        work gets done: frames of a stream; of a whole clip the steps, and then the parts that it is
+        decoded in. Raises `InputError` for a value out of range, `ResourceError` when memory runs
+        out.
         """
         tell = progress or (lambda done, total: None)
         rate = self.config.fps if fps is None else fps
+        if video is not None and seconds is None and frames is None:
+            frames = len(video)
         count = self._count(seconds, frames, rate)
+        if video is not None and len(video) < count:
+            raise InputError(f"{count} frames are wanted of a video that has {len(video)}")
         if self.streams:
             if last_image is not None:
                 raise InputError("a stream has no last picture; leave the last_image out")
             session = self.open(
-                prompt, seed=seed, steps=steps, width=width, height=height, image=image,
-                frames=count, fps=rate,
+                prompt, seed=seed, steps=steps, width=width, height=height, image=image, clip=clip,
+                strength=None if video is None else strength, frames=count, fps=rate,
             )  # fmt: skip
             chunks = []
-            for chunk in session:
+            for chunk in session if video is None else session.through(video[:count]):
                 chunks.append(chunk)
                 tell(sum(len(chunk.frames) for chunk in chunks), count)
             pixels = np.concatenate([chunk.frames for chunk in chunks])
@@ -204,17 +245,23 @@ class Engine:
         check_seed(seed)
         steps = _CLIP_STEPS if steps is None else steps
         _check_count("steps", steps, 1, _MAX_CLIP_STEPS)
+        if clip is not None:
+            raise InputError("this model makes whole clips; only a stream goes on from a clip")
+        steps_left(steps, strength)
         low = guidance_scale if low_noise_guidance_scale is None else low_noise_guidance_scale
         for name, scale in (("guidance_scale", guidance_scale), ("low_noise_guidance_scale", low)):
             if not 0 <= scale <= 100:
                 raise InputError(f"{name} is {scale}; wanted a number from 0 to 100")
         for picture in (image, last_image):
             if picture is not None:
-                _check_picture(picture, width, height)
+                _check_picture(picture[None], width, height)
+        if video is not None:
+            _check_picture(video, width, height)
         request = ClipRequest(
             prompt=prompt, negative=negative_prompt, frames=count, height=height, width=width,
             seed=seed, steps=steps, guidance=(guidance_scale, low), image=image,
-            last_image=last_image, text_length=self.config.max_sequence_length,
+            last_image=last_image, video=None if video is None else video[:count],
+            strength=strength, text_length=self.config.max_sequence_length,
         )  # fmt: skip
         return Video(frames=self._whole_clip(request, tell), fps=rate)
 
@@ -234,26 +281,34 @@ class Engine:
         return self.runner.vae.decode(self.runner.ready(latents))[0].float()
 
     def _session(
-        self, state: StreamState, fps: float | None, frames: int | None, pace: bool
+        self, state: StreamState, fps: float | None, frames: int | None, pace: bool, *, fed: bool
     ) -> Session:
         rate = self.config.fps if fps is None else fps
         _check_rate(rate)
         _check_count("frames", frames, 1, MAX_FRAMES)
         model = self._fingerprint
         return Session(
-            self.runner, self.config, state, model=model, fps=rate, frames=frames, pace=pace
-        )
+            self.runner, self.config, state, model=model, fps=rate, frames=frames, pace=pace,
+            fed=fed,
+        )  # fmt: skip
 
     @shortage_told()
     @torch.inference_mode()
-    def _picture(self, image: Frames, width: int, height: int) -> Tensor:
-        _check_picture(image, width, height)
-        return self.runner.encode(to_float(image[None]))[0]
+    def _given(self, clip: Frames, width: int, height: int) -> Tensor:
+        """Latents of the frames that a stream starts from."""
+        _check_picture(clip, width, height)
+        factor = self.runner.vae.temporal_factor
+        latents = (len(clip) - 1) // factor + 1
+        if latents > MAX_GIVEN:
+            most = (MAX_GIVEN - 1) * factor + 1
+            raise InputError(f"a stream starts from at most {most} frames, got {len(clip)}")
+        return torch.cat(list(encoded(self.runner, clip[-1 - (latents - 1) * factor :])), dim=2)
 
     @shortage_told()
     @torch.inference_mode()
     def _whole_clip(self, request: ClipRequest, tell: Callable[[int, int], None]) -> Frames:
         runner, clean_start = self.runner, self.folder.clean_start
+        assert isinstance(runner, TorchRunner)  # packages hold models that stream
         check_request(runner, request, clean_start=clean_start)
         described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
         steps = steps_taken(request)
@@ -293,6 +348,12 @@ class Engine:
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
         width = self.config.width if width is None else width
         height = self.config.height if height is None else height
+        own = (self.config.width, self.config.height)
+        if self.folder.exported and (width, height) != own:
+            raise InputError(
+                f"this package makes pictures of {own[0]}x{own[1]}, not of {width}x{height}; "
+                f"livereel export --size writes one that does"
+            )
         step = self.size_step
         for name, value in (("width", width), ("height", height)):
             _check_count(name, value, step, MAX_SIDE)
@@ -306,18 +367,9 @@ class Engine:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Names the weights well enough to keep snapshots of different models apart: by all that
-        is small in the folder, and by the size and the last bytes of what is large. The folder's
-        own name does not count."""
-        names = hashlib.sha256()
-        for path in sorted(self.folder.path.rglob("*")):
-            if path.suffix in (".json", ".safetensors"):
-                size = path.stat().st_size
-                names.update(f"{path.name} {size} ".encode())
-                with path.open("rb") as file:
-                    file.seek(max(0, size - _FINGERPRINT_BYTES))
-                    names.update(file.read())
-        return names.hexdigest()[:16]
+        """Keeps snapshots of different models apart."""
+        path = self.folder.path
+        return read_manifest(path).fingerprint if self.folder.exported else fingerprint(path)
 
 
 def _check_count(name: str, value: int | None, low: int, high: int) -> None:
@@ -327,11 +379,13 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
         raise InputError(f"{name} is {value!r}; wanted a whole number from {low} to {high}")
 
 
-def _check_picture(image: Frames, width: int, height: int) -> None:
-    if image.dtype.name != "uint8" or image.shape != (height, width, 3):
+def _check_picture(frames: Frames, width: int, height: int) -> None:
+    """Of one frame at least."""
+    shape = (height, width, 3)
+    if frames.dtype.name != "uint8" or frames.shape[1:] != shape or not len(frames):
+        what = "image is" if len(frames) == 1 else "frames are"
         raise InputError(
-            f"the image is {image.dtype} of shape {image.shape}; "
-            f"wanted uint8 of shape {(height, width, 3)}"
+            f"the {what} {frames.dtype} of shape {frames.shape[1:]}; wanted uint8 of shape {shape}"
         )
 
 

@@ -9,14 +9,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .errors import InputError, ResourceError
+from .layers.pixels import to_float
+from .media.feed import Feed
 from .memory import shortage_told
 from .native import Pacer
 from .runners.watch import Watch
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
+from .sampling.stream import fed_frames, given_chunk
 from .state import fill_state, save_state
 from .text.cleaning import MAX_CHARACTERS
 from .types import Chunk, ChunkStats
@@ -26,12 +30,13 @@ if TYPE_CHECKING:
 
     from .config import StreamConfig
     from .native import Pace
-    from .runners.torch import TorchRunner
+    from .runners.runner import Runner
     from .sampling.stream import StreamState
     from .types import KV, Frames
 
 MAX_QUEUE = 1000
 """Controls that may wait for a chunk's edge."""
+_FEED_CHUNKS = 2
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class _Update:
     seed: int | None = None
     steps: int | None = None
     recache: bool = False
+    strength: float | None = None
     reset: bool = False
 
     @property
@@ -67,11 +73,14 @@ class Session:
     it takes fewer steps, one at a time, then it lowers the rate that its frames are due at, and it
     comes back the same way. Each chunk's stats say so. Its frames depend on how fast the machine
     is, where others are the same for the same seed and controls.
+
+    A session with a `feed` makes each chunk from frames that are pushed into it, and waits for
+    them.
     """
 
     def __init__(
         self,
-        runner: TorchRunner,
+        runner: Runner,
         config: StreamConfig,
         state: StreamState,
         *,
@@ -79,6 +88,7 @@ class Session:
         fps: float,
         frames: int | None = None,
         pace: bool = False,
+        fed: bool = False,
     ) -> None:
         self._runner = runner
         self._config = config
@@ -89,6 +99,7 @@ class Session:
         chunk = config.chunk_latents * runner.vae.temporal_factor
         self._pacer = Pacer(rate=fps, chunk=chunk, adapt=pace)
         self._end = None if frames is None else state.pts + frames
+        self._feed = Feed(state.height, state.width, _FEED_CHUNKS * chunk) if fed else None
         self._queue: list[_Update] = []
         self._wake = threading.Condition()
         self._making = threading.Lock()
@@ -110,8 +121,10 @@ class Session:
         seed: int | None = None,
         steps: int | None = None,
         recache: bool = False,
+        strength: float | None = None,
     ) -> None:
-        """Change the prompt, the noise or the number of passes from the next chunk on.
+        """Change the prompt, the noise or the number of passes from the next chunk on, and in a
+        session that is fed frames the `strength` by which they are changed.
 
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
         the cache (LongLive, 2025); a session that keeps pace skips it while it is behind. Raises
@@ -124,7 +137,45 @@ class Session:
             check_seed(seed)
         if steps is not None:
             check_steps(steps, self._config)
-        self._put(_Update(prompt, seed, steps, recache))
+        if strength is not None:
+            schedule.steps_left(1, strength)
+            self._checked_feed()
+        self._put(_Update(prompt, seed, steps, recache, strength))
+
+    def push(self, frames: Frames) -> int:
+        """Give a fed session its next frames, uint8 `[F, H, W, 3]` of its size, of any number.
+
+        They wait until a chunk takes them: the first one 1 frame and more, each later one as many
+        as it has itself. There is room for two chunks; the oldest make way for newer ones. Gives
+        how many were dropped. Raises `InputError` for frames of another shape, and for a session
+        that takes none or is closed.
+        """
+        feed = self._checked_feed()
+        with self._wake:
+            if self._closed:
+                raise InputError("the session is closed")
+            dropped = feed.push(frames)
+            self._wake.notify_all()
+        return dropped
+
+    def through(self, video: Frames) -> Iterator[Chunk]:
+        """The chunks of a fed session that is given a whole `video`, uint8 `[F, H, W, 3]`; behind
+        its end the last frame stands still."""
+        at = 0
+        while True:
+            taken = video[at : at + self._wanted]
+            missing = self._wanted - len(taken)
+            at += len(taken)
+            self.push(np.concatenate([taken, video[-1:].repeat(missing, axis=0)]))
+            chunk = self._step()
+            if chunk is None:
+                return
+            yield chunk
+
+    def _checked_feed(self) -> Feed:
+        if self._feed is None:
+            raise InputError("the session takes no frames; open it with a strength")
+        return self._feed
 
     def reset(self) -> None:
         """Start over from the next chunk: the frames of a new session with this prompt and seed.
@@ -157,7 +208,8 @@ class Session:
         window's clean latents instead of the caches computed from them: far smaller, but the
         frames that follow are close, not equal. An exact one is taken for a light one where it is
         restored on another road, by which state is laid out otherwise. Queued controls are not part
-        of it. Waits for a chunk in the making.
+        of it, nor are frames that were pushed; the encoder of a fed session starts anew. Waits for
+        a chunk in the making.
         """
         with self._making:
             return save_state(
@@ -186,7 +238,7 @@ class Session:
 
     def __next__(self) -> Chunk:
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or not self._paused)
+            self._wake.wait_for(lambda: self._closed or self._ready)
         chunk = self._step()
         if chunk is None:
             raise StopIteration
@@ -201,8 +253,13 @@ class Session:
                 return None
             with self._wake:
                 updates = tuple(self._queue)
+                pushed = self._take()
             state = replace(self._state)
-            chunk = self._make(state, updates)
+            try:
+                chunk = self._make(state, updates, pushed)
+            except BaseException:
+                self._put_back(pushed)
+                raise
             with self._wake:
                 del self._queue[: len(updates)]
                 self._state = state
@@ -247,8 +304,8 @@ class Session:
     def _step_awaited(self) -> Chunk | _NotBegun | None:
         """`_step`, unless in a pause nobody awaits it any more."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or not self._paused or not self._awaited)
-            if self._paused and not self._closed:
+            self._wake.wait_for(lambda: self._closed or self._ready or not self._awaited)
+            if not self._ready and not self._closed:
                 return _NotBegun()
         return self._step()
 
@@ -260,28 +317,69 @@ class Session:
 
     # One chunk
 
-    def _make(self, state: StreamState, updates: Sequence[_Update]) -> Chunk:
-        """The next chunk; `state` becomes what follows it."""
+    @property
+    def _ready(self) -> bool:
+        """Whether the next chunk can be begun."""
+        waiting = self._feed is not None and len(self._feed) < self._wanted and not self._over
+        return not self._paused and not waiting
+
+    @property
+    def _over(self) -> bool:
+        return self._end is not None and self._state.pts >= self._end
+
+    @property
+    def _wanted(self) -> int:
+        """Frames that the next chunk is made from."""
+        state, factor = self._state, self._runner.vae.temporal_factor
+        if self._feed is None or given_chunk(self._config, state) is not None:
+            return 0
+        return fed_frames(self._config, state, factor)
+
+    def _take(self) -> Frames | None:
+        wanted = self._wanted
+        return self._feed.take(wanted) if self._feed is not None and wanted else None
+
+    def _put_back(self, pushed: Frames | None) -> None:
+        if self._feed is not None and pushed is not None:
+            with self._wake:
+                self._feed.put_back(pushed)
+
+    def _make(self, state: StreamState, updates: Sequence[_Update], pushed: Frames | None) -> Chunk:
+        """The next chunk, from frames that were `pushed` if it is fed; `state` becomes what follows
+        it."""
         watch, passes = Watch(self._runner.device), 0
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
-        if state.pending is not None and (updates or not self._sampler.denoiser.in_place):
+        alone = bool(updates) or given_chunk(self._config, state) is not None
+        if state.pending is not None and (alone or not self._sampler.denoiser.in_place):
             passes += self._sampler.remember(state, self._text(state, watch))
             watch.lap("cache")
         passes += self._apply(state, updates, watch, recache=pace.optional_work)
         text = self._text(state, watch)
-        if state.chunk == 0 and state.picture is not None:
-            latents = state.picture
+        given = given_chunk(self._config, state)
+        if given is not None:
+            latents = given
         else:
+            if pushed is not None:
+                self._encode(state, pushed)
             latents = self._maker.latents(state, text, self._negative, pace.passes)
-            passes += self._sampler.passes(pace.passes, self._negative)
+            passes += self._sampler.passes(state, pace.passes, self._negative)
+            state.source = None
         self._sampler.keep(state, latents)
         watch.lap("dit")
         arriving, state.caches = self._maker.frames(latents, state.caches, watch)
-        self._maker.ahead(state, text, self._negative, pace.passes)
+        if self._feed is None and given_chunk(self._config, state) is None:
+            self._maker.ahead(state, text, self._negative, pace.passes)
         frames = arriving()
         watch.stop()
         return self._send(state, frames, watch, passes, pace, updates)
+
+    def _encode(self, state: StreamState, pushed: Frames) -> None:
+        """Make of frames the latents that the next chunk starts from. A reset since they were taken
+        may leave some over: the newest count."""
+        wanted = fed_frames(self._config, state, self._runner.vae.temporal_factor)
+        frames = to_float(pushed[-wanted:])
+        state.source, state.encoder = self._runner.encode(frames, state.encoder)
 
     def _send(
         self,
@@ -326,6 +424,8 @@ class Session:
                 state.seed = update.seed
             if update.steps is not None:
                 state.steps = update.steps
+            if update.strength is not None:
+                state.strength = update.strength
             if update.prompt is not None:
                 state.prompt, state.text = update.prompt, None
             # A later recache or reset would undo this one.

@@ -18,13 +18,13 @@ import torch
 
 from .errors import InputError
 from .sampling.noise import SEED_LIMIT
-from .sampling.stream import StreamState, first_size
+from .sampling.stream import MAX_GIVEN, StreamState, first_size
 from .sampling.window import LATENT_LIMIT, KVRing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .runners.torch import TorchRunner
+    from .runners.runner import Runner
     from .sampling.stream import StreamSampler
 
 FORMAT = 1
@@ -34,7 +34,7 @@ _LIMITS = {"seed": SEED_LIMIT, "latent": LATENT_LIMIT}
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
-_LATENTS = ("recent", "sinks", "anchors", "picture")
+_LATENTS = ("recent", "sinks", "anchors", "given")
 """What light snapshots hold."""
 
 
@@ -47,7 +47,7 @@ def save_state(state: StreamState, *, model: str, layout: str, light: bool) -> b
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
     values["layout"] = layout
     tensors = {name: getattr(state, name) for name in _LATENTS}
-    # The first chunk may be the sinks, or the picture, and the file wants memory of each one's own.
+    # The first chunk may be the sinks, or was given, and the file wants memory of each one's own.
     tensors = {name: None if x is None else x.clone() for name, x in tensors.items()}
     if light:
         values["latent"] += 0 if state.pending is None else state.pending.shape[2]
@@ -103,7 +103,7 @@ def fill_state(
     state: StreamState,
     tensors: Mapping[str, Tensor],
     sampler: StreamSampler,
-    runner: TorchRunner,
+    runner: Runner,
     *,
     light: bool,
 ) -> None:
@@ -126,7 +126,7 @@ def fill_state(
 
     state.pending, state.recent = take("pending"), take("recent")
     state.sinks, state.anchors = take("sinks"), take("anchors")
-    state.picture = take("picture")
+    state.given = take("given")
     state.text = take("text", runner.dtype)
     k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
     state.ring = None if k is None or v is None else KVRing(sampler.ring_layout, k, v)
@@ -138,12 +138,15 @@ def _shapes(
     state: StreamState,
     tensors: Mapping[str, Tensor],
     sampler: StreamSampler,
-    runner: TorchRunner,
+    runner: Runner,
     light: bool,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor that belongs to a state with these numbers."""
     config = sampler.config
-    first = first_size(config, tensors.get("picture"))
+    given = tensors.get("given")
+    if given is not None and (given.ndim != 5 or not 1 <= given.shape[2] <= MAX_GIVEN):
+        raise InputError(f"the snapshot starts from latents of shape {tuple(given.shape)}")
+    first = first_size(config, given)
     before, last = _made(state.chunk, first, config.chunk_latents)
     total = before + last
     if state.latent != total and (light or state.latent != before):
@@ -152,7 +155,7 @@ def _shapes(
         "recent": min(total, sampler.recent),
         "sinks": min(total, config.sinks),
         "anchors": len(sampler.old_anchors(total)),
-        "picture": int("picture" in tensors),
+        "given": 0 if given is None else given.shape[2],
         "pending": total - state.latent,
     }
     shapes: dict[str, tuple[int, ...]] = {

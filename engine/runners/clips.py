@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..config import CLIP_PART
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..types import Denoiser, Frames, ImageDenoiser
+    from .runner import Runner
     from .torch import TorchRunner
 
 
@@ -96,7 +98,9 @@ def clip_latents(
     start = None
     if request.video is not None:
         plan = plan.tail(request.strength)
-        start = torch.cat(list(encoded(runner, request.video)), dim=2)
+        missing = (count - 1) * factor + 1 - len(request.video)
+        video = np.concatenate([request.video, request.video[-1:].repeat(missing, axis=0)])
+        start = torch.cat(list(encoded(runner, video)), dim=2)
     denoiser = _denoiser(runner, request, count, clean_start)
     scales = tuple(Guidance(scale=scale) for scale in request.guidance)
     guided = scales[0].enabled or (runner.low_noise is not None and scales[1].enabled)
@@ -118,10 +122,10 @@ def steps_taken(request: ClipRequest) -> int:
     """Steps that `clip_latents` counts."""
     if request.video is None:
         return request.steps
-    return len(schedule.linspace(request.steps).tail(request.strength))
+    return schedule.steps_left(request.steps, request.strength)
 
 
-def encoded(runner: TorchRunner, video: Frames) -> Iterator[Tensor]:
+def encoded(runner: Runner, video: Frames) -> Iterator[Tensor]:
     """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, part by part."""
     caches, step = None, runner.vae.temporal_factor * CLIP_PART
     for first in (0, *range(1, len(video), step)):

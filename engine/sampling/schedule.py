@@ -57,14 +57,23 @@ class Schedule:
 
         Raises `InputError` unless `strength` lies above 0 and is at most 1.
         """
-        if not 0 < strength <= 1:  # false for NaN as well
-            raise InputError(f"strength is {strength!r:.40}; wanted above 0 and at most 1")
-        left = max(1, int(len(self) * strength))
+        left = steps_left(len(self), strength)
         return Schedule(self.sigmas[-left - 1 :], self.timesteps[-left:])
 
     def __len__(self) -> int:
         """The number of steps."""
         return len(self.timesteps)
+
+
+def steps_left(steps: int, strength: float) -> int:
+    """How many of `steps` a start from something clean leaves: at least one.
+
+    Raises `InputError` unless `strength` lies above 0 and is at most 1.
+    """
+    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if not number or not 0 < strength <= 1:
+        raise InputError(f"strength is {strength!r:.40}; wanted above 0 and at most 1")
+    return max(1, int(steps * strength))
 
 
 def shift(sigma: Sigma, by: float) -> Sigma:

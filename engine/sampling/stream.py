@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from ..types import KV, Pass, StreamDenoiser
 
 
+MAX_GIVEN = 256
+"""Latent frames that a stream may start from."""
+
+
 @dataclass
 class StreamState:
     """Everything that the next chunk depends on.
@@ -45,8 +49,10 @@ class StreamState:
     are the clean latents of the chunk just made, whose keys and values are not in the ring yet.
     `recent` are the newest clean latents (normalized, `[1, C, T, H, W]`; the window's, and as many
     as a decoder needs to warm up), `sinks` the first ones and `anchors` those of the anchors older
-    than the window; `picture` is the latent frame of the image that the stream starts from, if any.
-    `text` is the prompt's embedding `[1, L, D]`.
+    than the window; `given` are the latents of the picture or clip that the stream starts from, if
+    any. `encoder` are the conv caches of the encoder that a stream fed with frames has, and
+    `source` the latents of the frames that the next chunk is made from, by the last `strength` of
+    its steps. `text` is the prompt's embedding `[1, L, D]`.
     """
 
     prompt: str
@@ -66,18 +72,41 @@ class StreamState:
     recent: Tensor | None = None
     sinks: Tensor | None = None
     anchors: Tensor | None = None
-    picture: Tensor | None = None
+    given: Tensor | None = None
+    encoder: tuple[Tensor, ...] | None = None
+    source: Tensor | None = None
+    strength: float = 1.0
 
     def restart(self) -> None:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
         self.chunk = self.latent = 0
-        self.pending = self.ring = self.caches = None
+        self.pending = self.ring = self.caches = self.encoder = None
         self.recent = self.sinks = self.anchors = None
 
 
-def first_size(config: StreamConfig, picture: Tensor | None) -> int:
-    """Latent frames of a stream's first chunk, which may be a picture that was given."""
-    return config.first_chunk_latents if picture is None else 1
+def first_size(config: StreamConfig, given: Tensor | None) -> int:
+    """Latent frames of a stream's first chunk. Of latents that were given it is as many as leave
+    whole chunks."""
+    if given is None:
+        return config.first_chunk_latents
+    return (given.shape[2] - 1) % config.chunk_latents + 1
+
+
+def given_chunk(config: StreamConfig, state: StreamState) -> Tensor | None:
+    """The next chunk's latents, where these were given."""
+    if state.given is None:
+        return None
+    cuts = range(first_size(config, state.given), state.given.shape[2], config.chunk_latents)
+    if state.chunk > len(cuts):
+        return None
+    return state.given.tensor_split(list(cuts), dim=2)[state.chunk]
+
+
+def fed_frames(config: StreamConfig, state: StreamState, factor: int) -> int:
+    """Frames, of which `factor` make a latent frame, that the next chunk of a fed stream takes: the
+    first ones that its encoder sees begin with one that stands alone."""
+    alone = factor - 1 if state.encoder is None else 0
+    return factor * config.chunk_size(state.chunk) - alone
 
 
 @dataclass(frozen=True)
@@ -119,9 +148,10 @@ class StreamSampler:
         return self.layout.anchors_before(max(0, total - self.config.window))
 
     @staticmethod
-    def passes(steps: int, negative: KV | None) -> int:
+    def passes(state: StreamState, steps: int, negative: KV | None) -> int:
         """Forwards of the DiT that `sample` takes."""
-        return steps * (1 if negative is None else 2)
+        left = steps if state.source is None else schedule.steps_left(steps, state.strength)
+        return left * (1 if negative is None else 2)
 
     def sample(
         self, state: StreamState, text: KV, negative: KV | None, steps: int | None = None
@@ -144,12 +174,15 @@ class StreamSampler:
         count = self.config.chunk_size(state.chunk)
         shape = (1, self.channels, count, *self.size)
         chunk = state.noise_offset + state.chunk
-        solver = self._solver(steps)
-        taken = [True, *(solver.takes_noise(i) for i in range(steps))]
+        solver = self._solver(steps, 1.0 if state.source is None else state.strength)
+        taken = [True, *(solver.takes_noise(i) for i in range(len(solver.schedule)))]
         noise = tuple(
             to_device(normal(state.seed, chunk, step, shape), self.device) if needed else None
             for step, needed in enumerate(taken)
         )
+        if state.source is not None and noise[0] is not None:
+            sigma = solver.schedule.sigmas[0]
+            noise = ((1.0 - sigma) * state.source + sigma * noise[0], *noise[1:])
         clean, latent = state.pending, state.latent
         place = self._place(latent + (0 if clean is None else clean.shape[2]), count)
         joined = None
@@ -219,7 +252,7 @@ class StreamSampler:
             first_ones = state.sinks[:, :, :start]
             frames = [*range(first_ones.shape[2]), *frames]
             parts.insert(0, first_ones)
-        cuts = self._cuts(frames, first_size(self.config, state.picture))
+        cuts = self._cuts(frames, first_size(self.config, state.given))
         known: set[int] = set()
         for at, part in zip([0, *cuts], torch.cat(parts, dim=2).tensor_split(cuts, 2), strict=True):
             visible = self.layout.visible(frames[at])
@@ -259,6 +292,6 @@ class StreamSampler:
             or (frames[i] >= lead and (frames[i] - lead) % chunk == 0)
         ]
 
-    def _solver(self, steps: int) -> Solver:
+    def _solver(self, steps: int, strength: float) -> Solver:
         timesteps = schedule.subset(self.config.timesteps, steps)
-        return SOLVERS[self.config.solver](schedule.from_timesteps(timesteps))
+        return SOLVERS[self.config.solver](schedule.from_timesteps(timesteps).tail(strength))

@@ -69,7 +69,7 @@ def test_a_light_snapshot_holds_numbers_and_clean_latents_alone(engine: Engine) 
     image = np.zeros((32, 48, 3), np.uint8)
     session = engine.open(PROMPT, image=image)
     take(session, 2)
-    assert sorted(load(session.snapshot(light=True))) == ["picture", "recent"]
+    assert sorted(load(session.snapshot(light=True))) == ["given", "recent"]
     ours, theirs = take(engine.restore(session.snapshot(light=True)), 1), take(session, 1)
     assert np.abs(frames_of(ours).astype(int) - frames_of(theirs)).max() <= 1
 

@@ -109,6 +109,20 @@ def test_the_kernels_do_the_same() -> None:
 
 
 @pytest.mark.usefixtures("by_reference")
+def test_a_stream_goes_on_from_given_latents_as_on_the_reference_road() -> None:
+    given = torch.randn(1, 4, 6, 4, 4)
+    made = []
+    for road in ("reference", "triton"):
+        session = open_session(runner(road))
+        session._state.given = given
+        made.append(take(session, 5))
+    expected, ours = (frames(chunks).astype(int) for chunks in made)
+    assert np.ptp(ours) > 50 and abs(ours - expected).max() <= 1
+    # Each given chunk's cache pass is one of its own; three chunks hold six latents.
+    assert [chunk.stats.passes for chunk in made[1]] == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.usefixtures("by_reference")
 def test_restored_equals_uninterrupted() -> None:
     model = runner("triton")
     session = open_session(model)
