@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from ...layers.module_list import module_list
 from ...layers.per_frame import per_frame
 from ...layers.upsample import Upsample2xConv
 from .config import CogVideoXVAEConfig
+
+if TYPE_CHECKING:
+    from .fused_vae import FusedVAE
 
 EPS = 1e-6
 """Of all norms."""
@@ -362,6 +365,15 @@ class CogVideoXVAE(nn.Module):
         wanted, shape = self.channels, tuple(latents.shape)
         if latents.ndim != 5 or shape[1] != wanted or shape[2] == 0:
             raise InputError(f"latents have shape {shape}; wanted [B, {wanted}, T, h, w]")
+
+    def fused(self) -> FusedVAE:
+        """The same VAE on Triton's kernels, with the weights as they are now."""
+        from .fused_vae import FusedVAE
+
+        return FusedVAE(self)
+
+    def native(self) -> None:
+        """The C++ core has no kernels for it."""
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Un-normalized latents to the DiT's scale."""
