@@ -47,6 +47,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}){0,3}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 1 << 22
+_FINGERPRINT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +224,21 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
     manifest = replace(manifest, files=files)
     write_json(folder / MANIFEST, manifest.to_dict())
     return read_manifest(folder)
+
+
+def fingerprint(model: Path) -> str:
+    """Names a model folder's weights well enough to keep snapshots of different models apart: by
+    all that is small in it, and by the size and the last bytes of what is large. Its own name does
+    not count."""
+    names = hashlib.sha256()
+    for path in sorted(model.rglob("*")):
+        if path.suffix in (".json", ".safetensors"):
+            size = path.stat().st_size
+            names.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                file.seek(max(0, size - _FINGERPRINT_BYTES))
+                names.update(file.read())
+    return names.hexdigest()[:16]
 
 
 def _sha256(file: Path) -> str:

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from ..sampling.stream import StreamSampler, StreamState
     from ..types import KV, Frames, StaticPass
     from .gpu import Gpu
-    from .torch import TorchRunner
+    from .runner import Runner
     from .watch import Watch
 
 
 class Maker:
     """Computes each chunk as it is asked for."""
 
-    def __init__(self, runner: TorchRunner, sampler: StreamSampler) -> None:
+    def __init__(self, runner: Runner, sampler: StreamSampler) -> None:
         self._runner, self._sampler = runner, sampler
 
     def latents(self, state: StreamState, text: KV, negative: KV | None, steps: int) -> Tensor:
@@ -67,7 +67,7 @@ class GraphedMaker(Maker):
     next chunk's pass begun: the ring has let go of frames that a retry would read.
     """
 
-    def __init__(self, runner: TorchRunner, sampler: StreamSampler, gpu: Gpu) -> None:
+    def __init__(self, runner: Runner, sampler: StreamSampler, gpu: Gpu) -> None:
         super().__init__(runner, sampler)
         self._gpu = gpu
         self._met: set[Hashable] = set()
@@ -186,7 +186,7 @@ class _Decoder:
     So the caches that a call was given stay as they were, and a chunk can be made once more.
     """
 
-    def __init__(self, runner: TorchRunner, gpu: Gpu, latents: Tensor, caches: ConvCaches) -> None:
+    def __init__(self, runner: Runner, gpu: Gpu, latents: Tensor, caches: ConvCaches) -> None:
         self._gpu = gpu
         self._latents = torch.zeros_like(latents)
         self._sets = [tuple(torch.zeros_like(cache) for cache in caches) for _ in range(2)]
