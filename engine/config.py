@@ -16,6 +16,8 @@ MAX_FRAMES = 10_000_000
 """Frames of one clip or stream that has an end."""
 MAX_SIDE = 8192
 """Pixels that a side of a picture may have."""
+MAX_GIVEN = 256
+"""Latent frames that a stream may start from."""
 CLIP_PART = 2
 """Latent frames of a whole clip that go through the decoder together."""
 

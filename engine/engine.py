@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
-from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_SIDE, MIN_FPS
+from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_GIVEN, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .memory import shortage_told
 from .package import fingerprint, is_package, open_package, read_manifest
@@ -23,7 +23,7 @@ from .runners.clips import ClipRequest, check_request, clip_latents, encoded, st
 from .runners.packages import load_package
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling.schedule import steps_left
-from .sampling.stream import MAX_GIVEN, StreamState
+from .sampling.stream import StreamState
 from .session import Session, check_prompt, check_seed, check_steps
 from .state import load_state
 from .types import Video

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from . import registry
 from .checkpoint.folder import ModelFolder
 from .config import CLIP_PART
 from .errors import CheckpointError, ResourceError
@@ -99,7 +100,7 @@ def estimate(
         slots = seen = 0
         prompts = batch = 2
         latents = vae.latents(round(_CLIP_SECONDS * stream.fps) if frames is None else frames)
-        decoded = min(latents, CLIP_PART)
+        decoded = vae.part(latents)
     return MemoryEstimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
@@ -116,6 +117,20 @@ def size_step(folder: ModelFolder) -> int:
     """Pixels that width and height must be multiples of: a VAE pixel times a DiT patch."""
     dit, vae = _read_shapes(folder)
     return vae.spatial * max(dit.patch)
+
+
+def temporal_factor(folder: ModelFolder) -> int:
+    """Frames that a latent frame stands for."""
+    return _read_shapes(folder)[1].temporal
+
+
+def takes_pictures(folder: ModelFolder) -> bool:
+    """Whether a model can be given a picture to start from: a stream, a DiT with channels or tokens
+    for it, or one that takes it in place of the first latents."""
+    if folder.has_recipe or folder.clean_start or "image_encoder" in folder.classes:
+        return True
+    config = folder.component("transformer").config
+    return bool(config.get("in_channels") != config.get("out_channels"))
 
 
 def available(device: str = "cpu") -> int | None:
@@ -194,6 +209,7 @@ class _Transformer:
     def read(cls, config: Mapping[str, Any]) -> _Transformer:
         width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
         patch = config.get("patch_size", [1, 2, 2])
+        patch = patch if isinstance(patch, (list, tuple)) else [patch, patch]
         return cls(
             layers=int(config["num_layers"]),
             width=width,
@@ -246,6 +262,11 @@ class _Decoder:
         """Pixels of each side that a latent pixel stands for."""
         return self.patch * int(2 ** len(self.time_up))
 
+    @property
+    def temporal(self) -> int:
+        """Frames that a latent frame stands for."""
+        return int(2 ** sum(self.time_up))
+
     def conv_caches(self, width: int, height: int) -> int:
         """Numbers in the decoder's caches: two past input frames of each causal convolution."""
         area = (width // self.spatial) * (height // self.spatial)
@@ -261,22 +282,44 @@ class _Decoder:
 
     def latents(self, frames: int) -> int:
         """Latent frames of a clip: its first stands for one frame, each later one for several."""
-        return 1 + math.ceil((frames - 1) / int(2 ** sum(self.time_up)))
+        return 1 + math.ceil((frames - 1) / self.temporal)
+
+    def part(self, latents: int) -> int:
+        """Latent frames of a clip that go through the decoder together, at the most."""
+        return min(latents, CLIP_PART)
 
     def call(self, width: int, height: int, latents: int, item: int) -> int:
         """The last level's buffers at their peak, and the frames as floats."""
-        frames = latents * int(2 ** sum(self.time_up))
+        frames = latents * self.temporal
         area = math.ceil(width / self.patch) * math.ceil(height / self.patch)
         widest = self.base * max(self.multiples[0], self.multiples[min(1, len(self.multiples) - 1)])
         return frames * (area * widest * _DECODER_COPIES * item + width * height * 3 * 8)
 
 
-def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _Decoder]:
+class _DecoderSize(Protocol):
+    """What is asked of a family's decoder; see `_Decoder`."""
+
+    @property
+    def spatial(self) -> int: ...
+
+    @property
+    def temporal(self) -> int: ...
+
+    def conv_caches(self, width: int, height: int) -> int: ...
+
+    def latents(self, frames: int) -> int: ...
+
+    def part(self, latents: int) -> int: ...
+
+    def call(self, width: int, height: int, latents: int, item: int) -> int: ...
+
+
+def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _DecoderSize]:
+    vae = folder.component("vae")
+    family: type[Any] = registry.decoder_size(vae.class_name) or _Decoder
     try:
-        return (
-            _Transformer.read(folder.component("transformer").config),
-            _Decoder.read(folder.component("vae").config),
-        )
+        decoder: _DecoderSize = family.read(vae.config)
+        return _Transformer.read(folder.component("transformer").config), decoder
     except KeyError as error:
         raise CheckpointError(f"{folder.path}: a config.json lacks the key {error}") from None
     except (TypeError, ValueError, IndexError) as error:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .config import MAX_GIVEN
 from .errors import InputError
 from .sampling.noise import SEED_LIMIT
-from .sampling.stream import MAX_GIVEN, StreamState, first_size
+from .sampling.stream import StreamState, first_size
 from .sampling.window import LATENT_LIMIT, KVRing
 
 if TYPE_CHECKING:

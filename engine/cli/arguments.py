@@ -59,6 +59,14 @@ def _above_zero(text: str, high: float) -> float:
     return value
 
 
+def strength(text: str) -> float:
+    """How much of a video is made anew."""
+    value = _float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, got {text!r}")
+    return value
+
+
 def fps(text: str) -> float:
     """Frames a second."""
     value = _float(text)

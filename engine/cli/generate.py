@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import machine, memory
-from ..config import MAX_FRAMES
+from ..config import MAX_FRAMES, MAX_GIVEN
 from ..errors import InputError
 from . import arguments
 from .progress import Progress
@@ -30,8 +30,13 @@ examples:
   livereel generate "a large green square standing still on a gray background" \\
       -o square.webm --seed 7 --frames 81 --sheet square.png
   livereel generate "a pink triangle moving left on a brown background" -o frames/
+  livereel generate "a red circle moving left on a black background" -o longer.mp4 \\
+      --extend clip.mp4 --seconds 3
+  livereel generate "a blue circle moving right on a black background" -o blue.mp4 \\
+      --video clip.mp4 --strength 0.7
 """
 _SECONDS = 5.0
+_STRENGTH = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,10 @@ class _Plan:
     height: int
     frames: int
     fps: float
-    image: Frames | None
+    image: Frames | None = None
+    last_image: Frames | None = None
+    video: Frames | None = None
+    clip: Frames | None = None
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +93,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=arguments.fps,
         help="frames a second that the file plays at (default: the model's own)",
     )
-    parser.add_argument("--image", metavar="FILE", help="a picture to start from")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--image", metavar="FILE", help="a picture to start from")
+    start.add_argument(
+        "--extend", metavar="FILE", help="a video to go on from: its frames, then new ones"
+    )
+    start.add_argument("--video", metavar="FILE", help="a video to change, as --strength says")
+    parser.add_argument(
+        "--strength",
+        type=arguments.strength,
+        help=f"how much of --video is made anew, above 0 to 1 (default: {_STRENGTH:g})",
+    )
+    parser.add_argument(
+        "--last-image", metavar="FILE", help="a picture to end with, for models that take one"
+    )
     parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
     arguments.add_model(parser)
 
@@ -104,29 +125,63 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> _Plan:
     """Everything that can be wrong without loading the model, cheapest first."""
+    from ..media.reader import read_clip, read_image
+
     folder = arguments.find_model(options.model)
     known = len(folder.stream.timesteps)
     if folder.has_recipe and options.steps is not None and options.steps > known:
         raise InputError(f"--steps: this model knows {known} steps, got {options.steps}")
-    if options.image is not None and not folder.has_recipe:
-        raise InputError("--image: this model makes clips from text alone")
+    _check_start(options, folder)
     width, height = arguments.fit_size(options.size, folder)
     fps = options.fps or folder.stream.fps
-    frames = options.frames
-    if frames is None:
-        seconds = _SECONDS if options.seconds is None else options.seconds
+    frames, seconds = options.frames, options.seconds
+    video = clip = None
+    if frames is None and (seconds is not None or options.video is None):
+        seconds = _SECONDS if seconds is None else seconds
         frames = round(seconds * fps)
         if not 1 <= frames <= MAX_FRAMES:
             raise InputError(
                 f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
                 f"a video has 1 to {MAX_FRAMES}"
             )
-    image = None
-    if options.image is not None:
-        from ..media.reader import read_image
+    if options.video is not None:
+        most = MAX_FRAMES if frames is None else frames
+        video = read_clip(options.video, width, height, fps, most, cut=frames is not None)
+        frames = len(video) if frames is None else frames
+    if options.extend is not None:
+        factor = memory.temporal_factor(folder)
+        clip = read_clip(options.extend, width, height, fps, (MAX_GIVEN - 1) * factor + 1)
+        clip = clip[-1 - (len(clip) - 1) // factor * factor :]
+        frames = len(clip) + (frames or 0)
+    assert frames is not None
+    if video is not None and frames > len(video):
+        raise InputError(f"--video: {frames} frames are wanted of a video that has {len(video)}")
+    pictures = {
+        name: read_image(path, width, height)
+        for name in ("image", "last_image")
+        if (path := getattr(options, name)) is not None
+    }
+    return _Plan(
+        folder=folder, width=width, height=height, frames=frames, fps=fps, video=video, clip=clip,
+        **pictures,
+    )  # fmt: skip
 
-        image = read_image(options.image, width, height)
-    return _Plan(folder=folder, width=width, height=height, frames=frames, fps=fps, image=image)
+
+def _check_start(options: argparse.Namespace, folder: ModelFolder) -> None:
+    """Whether the model can start from what the options name."""
+    if options.strength is not None and options.video is None:
+        raise InputError("--strength goes with --video")
+    if folder.has_recipe:
+        if options.last_image is not None:
+            raise InputError("--last-image: this model streams, and a stream has no last picture")
+        return
+    if options.extend is not None:
+        raise InputError("--extend: this model makes whole clips; only a stream goes on from one")
+    shown = options.image is not None or options.last_image is not None
+    if shown and not memory.takes_pictures(folder):
+        raise InputError("--image: this model makes clips from text alone")
+    if options.last_image is not None and options.image is None:
+        raise InputError("--last-image goes with --image")
 
 
 @contextlib.contextmanager
@@ -206,16 +261,20 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
     if not plan.folder.has_recipe:
         yield _whole_clip(engine, options, plan)
         return
-    for chunk in engine.open(
+    strength = options.strength or _STRENGTH
+    session = engine.open(
         options.prompt,
         seed=options.seed,
         steps=options.steps,
         width=plan.width,
         height=plan.height,
         image=plan.image,
+        clip=plan.clip,
+        strength=None if plan.video is None else strength,
         frames=plan.frames,
         fps=plan.fps,
-    ):
+    )
+    for chunk in session if plan.video is None else session.through(plan.video[: plan.frames]):
         yield chunk.frames
 
 
@@ -236,6 +295,10 @@ def _whole_clip(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Fra
             width=plan.width,
             height=plan.height,
             frames=plan.frames,
+            image=plan.image,
+            last_image=plan.last_image,
+            video=plan.video,
+            strength=options.strength or _STRENGTH,
             fps=plan.fps,
             progress=show,
         ).frames

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64 * 1024 * 1024
 """Pixels that one picture or frame may have: a small file can claim a huge picture."""
+
+MAX_CLIP_BYTES = 1 << 30
+"""Bytes that a clip's frames may take."""
+_MAX_RATE = 10_000.0
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
@@ -57,17 +64,58 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
     """
     if max_frames < 1:
         raise InputError(f"max_frames must be at least 1, got {max_frames}")
+    found = list(islice(_decoded(path), max_frames))
+    if not found:
+        raise InputError(f"{path} holds no video frame")
+    return np.stack([frame for frame, _ in found]), found[0][1]
+
+
+def read_clip(
+    path: str | Path, width: int, height: int, fps: float, max_frames: int, *, cut: bool = False
+) -> Frames:
+    """Read a video at `fps` frames a second, each cut and scaled as `read_image` does: uint8
+    `[F, height, width, 3]` of at most `max_frames` and `MAX_CLIP_BYTES`.
+
+    Frames are shown again or left out where the file's rate is another. With `cut`, no more than
+    `max_frames` are read. Raises `InputError` as `read_video` does, and for a longer video.
+    """
+    most = min(max_frames, MAX_CLIP_BYTES // (width * height * 3))
     frames: list[Frames] = []
+    for i, (frame, rate) in enumerate(_decoded(path)):
+        due = math.ceil((i + 1) * fps / rate - 1e-6)  # frames that begin before this one's end
+        if cut and due >= max_frames:
+            due = max_frames
+        if due > len(frames):
+            fitted = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS)
+            if due > most:
+                raise InputError(
+                    f"{path} is longer than the {most} frames at {fps:g} a second that are taken "
+                    f"at {width}x{height}; cut it first"
+                )
+            frames += [np.asarray(fitted, dtype=np.uint8)] * (due - len(frames))
+        if cut and due == max_frames:
+            break
+    if not frames:
+        raise InputError(f"{path} holds no video frame")
+    return np.stack(frames)
+
+
+def _decoded(path: str | Path) -> Iterator[tuple[Frames, float]]:
+    """Each frame as it is decoded, uint8 `[H, W, 3]`, and the file's frames a second."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise InputError(f"{path} holds no video")
             stream = container.streams.video[0]
             _check_size(path, stream.codec_context.width, stream.codec_context.height)
-            rate = stream.average_rate or stream.guessed_rate
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            if not 0 < rate <= _MAX_RATE:
+                raise InputError(f"{path} holds no video frame")
+            first: tuple[int, ...] | None = None
             for frame in container.decode(stream):
                 _check_size(path, frame.width, frame.height)
-                if frames and frames[0].shape[:2] != (frame.height, frame.width):
+                first = first or (frame.height, frame.width)
+                if first != (frame.height, frame.width):
                     raise InputError(f"{path} changes its picture size midway")
                 picture = frame.reformat(
                     format="rgb24",
@@ -76,18 +124,13 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
                     dst_colorspace=BT601,
                     interpolation=ACCURATE,
                 )
-                frames.append(picture.to_ndarray().astype(np.uint8, copy=False))
-                if len(frames) == max_frames:
-                    break
+                yield picture.to_ndarray().astype(np.uint8, copy=False), rate
     except FileNotFoundError:
         raise InputError(f"there is no video {path}") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the video {path}: {_reason(error)}") from error
-    if not frames or not rate:
-        raise InputError(f"{path} holds no video frame")
-    return np.stack(frames), float(rate)
 
 
 def _matrix(frame: VideoFrame) -> int | None:

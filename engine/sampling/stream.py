@@ -36,10 +36,6 @@ if TYPE_CHECKING:
     from ..types import KV, Pass, StreamDenoiser
 
 
-MAX_GIVEN = 256
-"""Latent frames that a stream may start from."""
-
-
 @dataclass
 class StreamState:
     """Everything that the next chunk depends on.

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from livereel.engine.config import MAX_GIVEN
 from livereel.engine.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.sampling.noise import normal
-from livereel.engine.sampling.stream import MAX_GIVEN
 from livereel.engine.session import Session
 from livereel.engine.types import Chunk
 

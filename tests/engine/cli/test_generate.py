@@ -45,6 +45,8 @@ def test_a_prompt_becomes_a_file(
         "width": 64,
         "height": 48,
         "image": None,
+        "clip": None,
+        "strength": None,
         "frames": 10,
         "fps": 16,
     }
@@ -251,6 +253,12 @@ def test_a_failing_engine_leaves_nothing(tmp_path: Path, model: str, fake: Any) 
         (["--device", "tpu"], "auto, cpu, cuda"),
         (["--dtype", "int8"], "--dtype"),
         (["--image", "missing.png"], "no picture missing.png"),
+        (["--video", "missing.mp4"], "no video missing.mp4"),
+        (["--extend", "missing.mp4"], "no video missing.mp4"),
+        (["--strength", "0.5"], "--strength goes with --video"),
+        (["--video", "a.mp4", "--strength", "0"], "must be a number above 0 and at most 1"),
+        (["--video", "a.mp4", "--extend", "b.mp4"], "not allowed with"),
+        (["--last-image", "a.png"], "a stream has no last picture"),
         (["--sheet", "sheet.jpg"], "must end in .png"),
         (["--model", "wan-9000"], 'unknown model .wan-9000.: give "demo"'),
         (["--model", "/"], "no model_index.json"),
@@ -329,3 +337,24 @@ def test_the_engine_s_warnings_are_one_line_and_others_are_not_shown(
     assert "livereel: warning: unknown word 'dog'\n" in err
     assert "library" not in err
     assert warnings.showwarning is shown
+
+
+def test_a_video_is_gone_on_from_and_changed(tmp_path: Path, tiny_folder: Path) -> None:
+    clip, longer, other = (tmp_path / f"{name}.mp4" for name in ("clip", "longer", "other"))
+    model = str(tiny_folder)
+    options = ("--dtype", "float32", "--device", "cpu")
+    assert generate(clip, model, "--frames", "13", *options) == 0
+    assert generate(longer, model, "--extend", str(clip), "--frames", "12", *options) == 0
+    assert read_video(longer, 100)[0].shape == (25, 32, 48, 3)
+    assert generate(other, model, "--video", str(clip), "--strength", "0.4", *options) == 0
+    assert read_video(other, 100)[0].shape == (13, 32, 48, 3)
+    assert generate(other, model, "--video", str(clip), "--seconds", "1", *options) == 2
+
+
+def test_a_model_that_makes_clips_from_text_alone_refuses_others(
+    tmp_path: Path, clip_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"--image": "text alone", "--last-image": "text alone", "--extend": "only a stream"}
+    for option, said in options.items():
+        assert generate(tmp_path / "clip.mp4", str(clip_folder), option, "x") == 2
+        assert said in capsys.readouterr().err

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from livereel.engine import InputError, Video
-from livereel.engine.media.reader import read_image, read_video
+from livereel.engine.media import reader
+from livereel.engine.media.reader import read_clip, read_image, read_video
 
 
 def halves(width: int, height: int) -> Image.Image:
@@ -105,3 +106,34 @@ def test_a_damaged_or_foreign_video_is_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="max_frames"):
         read_video(whole, 0)
+
+
+def _counting_video(path: Path, frames: int, fps: float) -> None:
+    """Gray frames, each 8 levels lighter."""
+    levels = np.arange(frames, dtype=np.uint8)[:, None, None, None] * 8
+    Video(frames=np.broadcast_to(levels, (frames, 32, 64, 3)).copy(), fps=fps).save(path)
+
+
+@pytest.mark.parametrize(
+    ("fps", "shown"),
+    [(10, [0, 1, 2, 3, 4, 5]), (20, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]), (5, [0, 2, 4])],
+)
+def test_a_clip_is_read_at_another_rate_and_size(
+    tmp_path: Path, fps: float, shown: list[int]
+) -> None:
+    _counting_video(tmp_path / "clip.mp4", 6, 10)
+    clip = read_clip(tmp_path / "clip.mp4", 16, 16, fps, 100)
+    assert clip.shape == (len(shown), 16, 16, 3)
+    assert np.abs(clip[:, 8, 8, 0].astype(int) - 8 * np.array(shown)).max() <= 3
+
+
+def test_a_clip_that_is_too_long_is_refused_before_it_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _counting_video(tmp_path / "clip.mp4", 6, 10)
+    with pytest.raises(InputError, match="longer than the 5 frames at 10 a second"):
+        read_clip(tmp_path / "clip.mp4", 16, 16, 10, 5)
+    monkeypatch.setattr(reader, "MAX_CLIP_BYTES", 4 * 16 * 16 * 3)
+    with pytest.raises(InputError, match="longer than the 4 frames"):
+        read_clip(tmp_path / "clip.mp4", 16, 16, 10, 100)
+    assert len(read_clip(tmp_path / "clip.mp4", 16, 16, 10, 3, cut=True)) == 3
