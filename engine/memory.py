@@ -121,6 +121,8 @@ def size_step(folder: ModelFolder) -> int:
 
 def temporal_factor(folder: ModelFolder) -> int:
     """Frames that a latent frame stands for."""
+    if folder.exported:
+        return read_manifest(folder.path).latent.temporal_factor
     return _read_shapes(folder)[1].temporal
 
 

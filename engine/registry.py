@@ -1,7 +1,8 @@
-"""Model families by name: the class that runs a component, and how its weights may be laid out.
+"""Model families by name: the class that runs a component, how its weights may be laid out, and
+what can be told of it without loading it.
 
-Both tables hold strings, resolved on first use. A new model is a folder under `models/` and a row
-in each.
+The tables hold strings, resolved on first use. A new model is a folder under `models/` and a row in
+each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ LAYOUTS: tuple[str, ...] = (
     "livereel.engine.text.keys:UMT5",
     "livereel.engine.text.keys:T5",
 )
+CLIPS: dict[str, str] = {
+    "CogVideoXTransformer3DModel": "livereel.engine.models.cogvideox.defaults:clip_config",
+}
+"""For a DiT's class what gives, from its config, size and rate of clips; Wan's where there is
+none."""
+DECODER_SIZES: dict[str, str] = {
+    "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.memory:DecoderSize",
+}
+"""For a VAE's class what tells the memory that its decoder takes; Wan's where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,18 @@ def resolve(class_name: str) -> type[Any]:
     return found
 
 
+def clip_config(class_name: str) -> Callable[[Mapping[str, Any]], Any] | None:
+    """What gives the `StreamConfig` of a folder without one, from its DiT's config."""
+    found: Callable[[Mapping[str, Any]], Any] | None = _load_from(CLIPS, class_name)
+    return found
+
+
+def decoder_size(class_name: str) -> type[Any] | None:
+    """The class that tells the memory of such a VAE's decoder."""
+    found: type[Any] | None = _load_from(DECODER_SIZES, class_name)
+    return found
+
+
 def layouts() -> tuple[Layout, ...]:
     """Every known layout, in the table's order."""
     return tuple(_load(target) for target in LAYOUTS)
@@ -75,6 +97,10 @@ def layouts() -> tuple[Layout, ...]:
 def layout_of(class_name: str) -> Layout | None:
     """The layout of the weights of `class_name`, if its originals come in one of their own."""
     return next((layout for layout in layouts() if layout.class_name == class_name), None)
+
+
+def _load_from(table: Mapping[str, str], class_name: str) -> Any:
+    return _load(table[class_name]) if class_name in table else None
 
 
 def _load(target: str) -> Any:

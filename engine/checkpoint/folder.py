@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import registry
 from ..config import DEFAULT_SELF_FORCING, StreamConfig
 from ..errors import CheckpointError
 
@@ -32,11 +33,11 @@ class Component:
 class ModelFolder:
     """An opened folder. `classes` maps each component of `model_index.json` to its class name.
 
-    `stream` is what `livereel.json` says; without that file it is Self-Forcing's recipe and
-    `has_recipe` is false. `exported` is true of a package, which has graphs of one picture size in
-    place of components (`livereel.engine.package`). Of a model of two DiTs, timesteps from
-    `boundary_ratio` of all on are the first one's. `clean_start` says that a picture to start from
-    is put in place of the first latents.
+    `stream` is what `livereel.json` says; without that file it is what suits clips of that kind of
+    model, and `has_recipe` is false. `exported` is true of a package, which has graphs of one
+    picture size in place of components (`livereel.engine.package`). Of a model of two DiTs,
+    timesteps from `boundary_ratio` of all on are the first one's. `clean_start` says that a picture
+    to start from is put in place of the first latents.
     """
 
     path: Path
@@ -82,6 +83,8 @@ def open_folder(path: str | Path) -> ModelFolder:
     stream = DEFAULT_SELF_FORCING
     if has_recipe:
         stream = StreamConfig.from_dict(read_json(recipe), source=str(recipe))
+    elif (of_clips := registry.clip_config(classes.get("transformer", ""))) is not None:
+        stream = of_clips(read_json(path / "transformer" / "config.json"))
     return ModelFolder(
         path=path,
         classes=classes,

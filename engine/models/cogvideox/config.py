@@ -13,6 +13,8 @@ from typing import Any
 from ...errors import CheckpointError
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 
+CHUNK = 2
+"""Latent frames that go through encoder and decoder together."""
 _MAX_LEVELS = 8
 _MOST_OF_VAE = {
     "in_channels": 3,

@@ -22,6 +22,7 @@ from livereel.kernels.spatial_norm import spatial_norm
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
 
 from . import vae
+from .config import CHUNK
 
 if TYPE_CHECKING:
     from ...layers.causal_conv import CacheTape, ConvCaches
@@ -40,6 +41,7 @@ class Conv:
         past = tape.take()
         if past is None:
             past = x[:, :1].expand(-1, self.history, -1, -1, -1)
+        y: Tensor
         y, _, kept = causal_conv3d(x, past, self.weight, self.bias, residual)
         tape.put(kept)
         return y
@@ -65,10 +67,11 @@ class Norm:
     def __call__(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
         """`[B, T, H, W, C]` to the same; `latents` `[B, t, h, w, C']`."""
         own = self.weight, self.bias, self.groups, vae.EPS
+        y: Tensor
         if self.pixelwise is None or latents is None:
-            plain: Tensor = group_norm_silu(x, *own)
-            return plain
-        y: Tensor = spatial_norm(x, F.linear(latents, *self.pixelwise), *own)
+            y = group_norm_silu(x, *own)
+        else:
+            y = spatial_norm(x, F.linear(latents, *self.pixelwise), *own)
         return y
 
 
@@ -159,7 +162,7 @@ class FusedVAE:
 
     def __init__(self, model: vae.CogVideoXVAE) -> None:
         self.model = model
-        self.channels = model.channels
+        self.channels, self.chunk = model.channels, model.chunk
         self.decoder_memory = model.decoder_memory
         self.temporal_factor = model.temporal_factor
         self.spatial_factor = model.spatial_factor
@@ -169,7 +172,7 @@ class FusedVAE:
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """As `CogVideoXVAE.encode`."""
         self.model.check_frames(frames, first=caches is None)
-        size = vae.CHUNK * self.temporal_factor
+        size = CHUNK * self.temporal_factor
         moments, caches = vae.in_chunks(self._encoder.step, frames, size, caches)
         return moments[:, : self.channels], caches
 
@@ -178,5 +181,5 @@ class FusedVAE:
     ) -> tuple[Tensor, ConvCaches]:
         """As `CogVideoXVAE.decode`."""
         self.model.check_latents(latents)
-        frames, caches = vae.in_chunks(self._decoder.step, latents, vae.CHUNK, caches)
+        frames, caches = vae.in_chunks(self._decoder.step, latents, CHUNK, caches)
         return frames.clamp(-1.0, 1.0), caches

@@ -29,28 +29,17 @@ from livereel.kernels.spatial_norm import spatial_norm_reference
 
 from ...errors import InputError
 from ...layers.causal_conv import CacheTape, ConvCaches, newest
+from ...layers.chunks import cut
 from ...layers.module_list import module_list
 from ...layers.per_frame import per_frame
 from ...layers.upsample import Upsample2xConv
-from .config import CogVideoXVAEConfig
+from .config import CHUNK, CogVideoXVAEConfig
 
 if TYPE_CHECKING:
     from .fused_vae import FusedVAE
 
 EPS = 1e-6
 """Of all norms."""
-CHUNK = 2
-"""Latent frames that go through the decoder together."""
-
-
-def cut(total: int, size: int) -> list[int]:
-    """`total` frames in chunks of `size`, what is left over in the first: 13 are 3, 2, 2, 2, 2, 2.
-
-    Every chunk is one of the model's training plan, in which less than two are not cut at all.
-    """
-    if total < 2 * size:
-        return [total]
-    return [size + total % size, *[size] * (total // size - 1)]
 
 
 class CausalConv(nn.Module):
@@ -311,6 +300,11 @@ class CogVideoXVAE(nn.Module):
         """
         blocks = 2 + self.config.layers_per_block + 1  # of two convolutions each
         return 2 * (1 + 2 * blocks)
+
+    @property
+    def chunk(self) -> int:
+        """Latent frames that go through encoder and decoder together."""
+        return CHUNK
 
     @property
     def temporal_factor(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from livereel.engine.errors import CheckpointError, InputError
-from livereel.engine.models.cogvideox.vae import CogVideoXVAE, cut
+from livereel.engine.models.cogvideox.vae import CogVideoXVAE
 
 SMALL: dict[str, dict[str, Any]] = {
     "published": dict(block_out_channels=[8, 16, 16, 24], latent_channels=4, layers_per_block=2,
@@ -76,14 +76,6 @@ def test_an_even_number_of_latents_has_a_lone_first_frame_too() -> None:
     assert [c.shape for c in later] == [c.shape for c in caches]
     assert ours.decode(z[:, :, 3:], later)[0].shape[2] == 4
     assert first.shape[2] == 9
-
-
-def test_chunks_are_those_of_diffusers() -> None:
-    assert cut(13, 2) == [3, 2, 2, 2, 2, 2]
-    assert cut(49, 8) == [9, 8, 8, 8, 8, 8]
-    assert [cut(n, 2) for n in (1, 2, 3, 4, 5)] == [[1], [2], [3], [2, 2], [3, 2]]
-    assert cut(13, 8) == [13]
-    assert cut(21, 8) == [13, 8]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,0 +1,57 @@
+"""What is told of a CogVideoX folder before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from livereel.engine import registry
+from livereel.engine.models.cogvideox.config import CogVideoXVAEConfig
+from livereel.engine.models.cogvideox.defaults import clip_config
+from livereel.engine.models.cogvideox.memory import DecoderSize
+from livereel.engine.models.cogvideox.vae import CogVideoXVAE
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_caches_are_as_large_as_told(levels: int) -> None:
+    config = CogVideoXVAEConfig(
+        block_out_channels=(4, 8, 12)[:levels], latent_channels=3, layers_per_block=1,
+        norm_num_groups=2, temporal_compression_ratio=2,
+    )  # fmt: skip
+    vae = CogVideoXVAE(config)
+    with torch.inference_mode():
+        _, caches = vae.decode(torch.zeros(1, 3, 1, 3, 2))
+    told = DecoderSize(config)
+    assert told.spatial == vae.spatial_factor
+    assert told.temporal == vae.temporal_factor == 2
+    size = 2 * told.spatial, 3 * told.spatial
+    assert told.conv_caches(*size) == sum(cache.numel() for cache in caches)
+    assert [told.part(n) for n in (1, 2, 3, 12, 13)] == [1, 2, 3, 2, 3]
+    assert [told.latents(n) for n in (1, 2, 3, 4)] == [1, 2, 2, 3]
+
+
+def test_a_published_decoder_takes_gigabytes_at_its_own_size() -> None:
+    told = DecoderSize.read({})
+    assert told.conv_caches(720, 480) * 2 == pytest.approx(2.81e9, rel=1e-3)
+    assert 10e9 < told.call(720, 480, 3, 2) < 60e9
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "fps"),
+    [({}, (720, 480), 8), ({"patch_size_t": 2, "sample_width": 300}, (1360, 768), 16)],
+)
+def test_clips_have_the_size_and_rate_of_the_family(
+    values: dict[str, int], size: tuple[int, int], fps: float
+) -> None:
+    config = clip_config({**values, "max_text_seq_length": 224})
+    assert (config.width, config.height) == size
+    assert (config.fps, config.max_sequence_length) == (fps, 224)
+    assert replace(config, fps=fps) == config
+
+
+def test_other_families_have_no_rows() -> None:
+    assert registry.clip_config("WanTransformer3DModel") is None
+    assert registry.decoder_size("AutoencoderKLWan") is None
+    assert registry.decoder_size("AutoencoderKLCogVideoX") is DecoderSize
