@@ -1,0 +1,449 @@
+"""The socket from a client's side: streams, controls, cuts, viewers, and those who misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket as sockets
+import struct
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from livereel.engine.errors import LiveReelError
+from livereel.engine.serve import protocol
+from livereel.engine.serve.client import AsyncStream, Frame, Refused, Stream
+from livereel.engine.serve.fake import FakeEngine, color_of, number_of
+from livereel.engine.serve.limits import Limits
+from livereel.engine.serve.protocol import Close
+
+from .conftest import Live, MakeLive
+
+RED = "a red circle moving right"
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 60))
+
+
+def shows(frame: Frame, prompt: str) -> bool:
+    middle = frame.pixels[frame.pixels.shape[0] // 2, frame.pixels.shape[1] // 2]
+    return bool(np.abs(middle.astype(int) - color_of(prompt)).max() < 12)
+
+
+def settled(live: Live, streams: int) -> bool:
+    """Whether within a while no more than so many streams are left, here and in the engine."""
+    for _ in range(100):
+        state = live.call(live.engine.state())
+        if live.server.streams.count == len(state.sessions) == streams:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_frames_come_in_order_and_controls_at_the_frame_they_tell(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            applied = None
+            async for frame in stream:
+                assert number_of(frame.pixels) == frame.number
+                if frame.number == 14:
+                    applied = await stream.update(prompt="blue")
+                if applied is not None:
+                    assert shows(frame, "blue" if frame.number >= applied.first_frame else RED)
+                    if frame.number == applied.first_frame + 2:
+                        break
+            assert applied is not None
+            assert applied.first_frame in (25, 37)
+
+    run(work())
+
+
+def test_the_stream_without_asyncio(live: Live) -> None:
+    with Stream(live.url, RED) as stream:
+        numbers = []
+        for frame in stream:
+            numbers.append(frame.number)
+            if frame.number == 3:
+                stopped = stream.stop()
+        assert numbers == list(range(len(numbers)))
+        assert stopped.result(5).first_frame == len(numbers)
+    assert settled(live, 0)
+
+
+def test_pause_and_resume(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            frames = aiter_(stream)
+            number = (await anext_(frames)).number
+            paused = await stream.pause()
+            while number < paused.first_frame - 1:
+                number = (await anext_(frames)).number
+            late = asyncio.create_task(anext_(frames))
+            await asyncio.sleep(0.5)
+            assert not late.done()
+            await stream.resume()
+            assert (await late).number == paused.first_frame
+
+    run(work())
+
+
+def test_every_control_is_answered_once(live: Live) -> None:
+    async def work() -> None:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            await say(ws, protocol.Create(event_id="c", prompt=RED))
+            controls: list[protocol.Control] = [
+                protocol.Update(event_id="u", prompt="blue"),
+                protocol.NewSeed(event_id="s", seed=4),
+                protocol.Update(event_id="bad", steps=900),
+                protocol.Reset(event_id="r"),
+                protocol.Update(event_id="u", prompt="again"),
+                protocol.Pause(event_id="p"),
+                protocol.Resume(event_id="g"),
+            ]
+            for control in controls:
+                await say(ws, control)
+            answers: list[tuple[str, str]] = []
+            seen = -1
+            while seen < 30:
+                message = await hear(ws)
+                if isinstance(message, protocol.Header):
+                    seen = message.frame
+                    await say(ws, protocol.Ack(frame=seen))
+                elif isinstance(message, (protocol.Applied, protocol.Rejected)):
+                    answers.append((message.event_id, type(message).__name__))
+                    if isinstance(message, protocol.Applied):
+                        assert message.first_frame > seen
+            expected = [(name, "Applied") for name in ("u", "s", "r", "p", "g")]
+            assert sorted(answers) == sorted([*expected, ("bad", "Rejected"), ("u", "Rejected")])
+
+    run(work())
+
+
+def test_a_cut_loses_and_doubles_nothing(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            numbers = []
+            async for frame in stream:
+                assert number_of(frame.pixels) == frame.number
+                numbers.append(frame.number)
+                if frame.number in (5, 20, 33):
+                    cut(stream)
+                if frame.number == 20:
+                    applied = await stream.update(prompt="blue")
+                if frame.number >= 50:
+                    break
+            assert numbers == list(range(51))
+            assert stream.lost == 0
+            assert applied.first_frame > 20
+
+    run(work())
+
+
+def test_an_owner_that_stays_away_loses_its_stream(make_live: MakeLive) -> None:
+    live = make_live(limits=Limits(lease_s=0.5))
+
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            assert stream.created is not None
+            token = stream.created.resume_token
+        assert await asyncio.to_thread(settled, live, 0)
+        with pytest.raises(Refused) as refused:
+            async with AsyncStream(live.url, resume=token, last_frame=0):
+                pass
+        assert refused.value.code == "gone"
+
+    run(work())
+
+
+def test_work_stops_when_nobody_watches(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            await anext_(aiter_(stream))
+        await asyncio.sleep(0.3)
+        (before,) = (await asyncio.to_thread(live.call, live.engine.state())).sessions
+        await asyncio.sleep(1.0)
+        (after,) = (await asyncio.to_thread(live.call, live.engine.state())).sessions
+        assert after.state == "paused"
+        assert after.chunks - before.chunks <= 1
+
+    run(work())
+
+
+def test_many_watch_one_encode_and_late_ones_see_at_once(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            assert stream.created is not None
+            frames = aiter_(stream)
+            while (await anext_(frames)).number < 40:
+                pass
+
+            async def drain() -> None:
+                async for _ in frames:
+                    pass
+
+            draining = asyncio.create_task(drain())
+            token = stream.created.watch_token
+            for _ in range(3):
+                begin = time.monotonic()
+                async with AsyncStream(live.url, watch=token) as viewer:
+                    assert viewer.created is not None
+                    assert viewer.created.resume_token is None
+                    numbers = []
+                    async for frame in viewer:
+                        if not numbers:
+                            assert time.monotonic() - begin < 0.5
+                        assert number_of(frame.pixels) == frame.number
+                        numbers.append(frame.number)
+                        if len(numbers) == 5:
+                            break
+                    assert numbers == list(range(numbers[0], numbers[0] + 5))
+                    assert numbers[0] >= 40
+                    with pytest.raises(Refused, match="only watch"):
+                        await viewer.update(prompt="mine")
+            draining.cancel()
+        encoded = live.http.get("/metrics").text
+        (count,) = [
+            float(line.split()[1])
+            for line in encoded.splitlines()
+            if line.startswith('livereel_encoder_seconds_count{level="0"}')
+        ]
+        (made,) = [
+            float(line.split()[1])
+            for line in encoded.splitlines()
+            if line.startswith("livereel_frames_total")
+        ]
+        assert count == made
+
+    run(work())
+
+
+def test_too_many_streams_are_refused_with_a_time_to_retry(make_live: MakeLive) -> None:
+    live = make_live(engine=FakeEngine(limit=1))
+
+    async def work() -> None:
+        async with AsyncStream(live.url, RED):
+            with pytest.raises(Refused) as refused:
+                async with AsyncStream(live.url, RED):
+                    pass
+            assert refused.value.retryable
+            assert refused.value.retry_after_s == 2.0
+            assert live.http.get("/readyz").json() == {"status": "busy"}
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{}", Close.MALFORMED),
+        ("\x00", Close.MALFORMED),
+        ("[" * 20_000, Close.MALFORMED),
+        ('{"type":"session.pause","event_id":"a"}', Close.POLICY),
+        ('{"type":"session.create","event_id":"a"}', Close.POLICY),
+        ('{"type":"session.create","event_id":"a","prompt":"x","width":24}', Close.POLICY),
+        ('{"type":"session.create","event_id":"a","prompt":"x","image":"none"}', Close.POLICY),
+        ('{"type":"session.create","event_id":"a","resume":"none"}', Close.POLICY),
+        (json.dumps({"type": "session.create", "prompt": "x" * 70_000}), 1009),
+    ],
+)
+def test_what_breaks_the_rules_ends_the_socket(live: Live, text: str, code: int) -> None:
+    async def work() -> None:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            await ws.send(text)
+            said = [message async for message in everything(ws)]
+            assert all(isinstance(message, protocol.Error) for message in said)
+            assert ws.close_code == code
+
+    run(work())
+    assert settled(live, 0)
+
+
+def test_a_socket_that_says_nothing_is_closed(make_live: MakeLive) -> None:
+    live = make_live(limits=Limits(hello_s=0.2))
+
+    async def work() -> None:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            message = await hear(ws)
+            assert isinstance(message, protocol.Error)
+            assert message.code == "timeout"
+
+    run(work())
+
+
+def test_a_viewer_that_reads_nothing_costs_little_and_others_see_all(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED, width=512, height=512) as stream:
+            assert stream.created is not None
+            deaf = await asyncio.open_connection("127.0.0.1", live.port, limit=1024)
+            await handshake(*deaf)
+            request = protocol.Create(event_id="w", watch=stream.created.watch_token)
+            deaf[1].write(masked(protocol.encode(request).encode()))
+            await deaf[1].drain()
+            numbers = []
+            async for frame in stream:
+                numbers.append(frame.number)
+                if len(numbers) == 100:
+                    break
+            assert numbers == list(range(100))
+            (owner,) = live.server.streams._open.values()
+            silent = next(viewer for viewer in owner.viewers if viewer is not owner.owner)
+            assert silent.queued_bytes <= 2 << 20
+            assert silent.quality.bytes_on_the_way <= 1 << 20
+            assert owner.owner is not None and not owner.owner.dropped
+            deaf[1].transport.abort()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "kills", [50, pytest.param(500, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+def test_killed_clients_leave_nothing_behind(make_live: MakeLive, kills: int) -> None:
+    live = make_live(limits=Limits(lease_s=0.2), engine=FakeEngine(limit=64))
+
+    async def work(i: int) -> None:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            await say(ws, protocol.Create(event_id="c", prompt=RED))
+            for _ in range(i % 7):
+                await hear(ws)
+            raw = ws.transport.get_extra_info("socket")
+            raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+            ws.transport.abort()
+
+    async def all_of_them() -> None:
+        for i in range(kills):
+            await work(i)
+
+    asyncio.run(all_of_them())
+    assert settled(live, 0)
+    for _ in range(50):
+        left = live.call(tasks())
+        if left <= 8:
+            break
+        time.sleep(0.1)
+    assert left <= 8
+    assert live.server.streams.viewers == 0
+
+
+def test_an_engine_error_is_told_and_the_stream_goes_on_or_ends(live: Live) -> None:
+    async def work() -> None:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            await say(ws, protocol.Create(event_id="c", prompt=RED))
+            assert isinstance(await hear(ws), protocol.Created)
+            (session,) = live.engine._streams
+            await asyncio.to_thread(live.call, live.engine.fail(session, ends=True))
+            said = [message async for message in everything(ws)]
+            error, end = said[-2:]
+            assert isinstance(error, protocol.Error) and error.code == "memory" and error.retryable
+            assert isinstance(end, protocol.Ended) and end.reason == "failed"
+
+    run(work())
+
+
+def test_draining_tells_a_token_that_opens_the_stream_again(make_live: MakeLive) -> None:
+    live = make_live()
+
+    async def first() -> tuple[str, int]:
+        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
+            await say(ws, protocol.Create(event_id="c", prompt=RED))
+            token, last, drain = "", -1, None
+            async for message in everything(ws):
+                if isinstance(message, protocol.Header):
+                    last = message.frame
+                    drain = drain or live.submit(live.server.drain())
+                elif isinstance(message, protocol.Draining):
+                    token = message.resume_token or ""
+            assert ws.close_code == Close.DRAINING
+            return token, last
+
+    token, last = asyncio.run(first())
+    assert live.http.get("/readyz").status_code == 503
+    again = make_live()
+
+    async def second() -> None:
+        async with AsyncStream(again.url, resume=token, last_frame=last) as stream:
+            frame = await anext_(aiter_(stream))
+            assert frame.number > last
+            assert number_of(frame.pixels) == frame.number
+            assert shows(frame, RED)
+
+    run(second())
+
+
+def test_a_server_that_is_not_there() -> None:
+    async def work() -> None:
+        with pytest.raises(LiveReelError, match="cannot be reached"):
+            async with AsyncStream("http://127.0.0.1:1", RED):
+                pass
+
+    run(work())
+
+
+# What the tests above are made of
+
+
+def aiter_(stream: AsyncStream) -> Any:
+    return stream.__aiter__()
+
+
+async def anext_(frames: Any) -> Frame:
+    frame: Frame = await frames.__anext__()
+    return frame
+
+
+async def tasks() -> int:
+    return len(asyncio.all_tasks())
+
+
+async def say(ws: ClientConnection, message: protocol.ClientMessage) -> None:
+    await ws.send(protocol.encode(message))
+
+
+async def hear(ws: ClientConnection) -> protocol.ServerMessage | protocol.Header:
+    data = await ws.recv()
+    return protocol.unpack(data)[0] if isinstance(data, bytes) else protocol.decode_server(data)
+
+
+async def everything(
+    ws: ClientConnection,
+) -> AsyncIterator[protocol.ServerMessage | protocol.Header]:
+    """All that comes until the server closes; frames are acknowledged."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            message = await hear(ws)
+            if isinstance(message, protocol.Header):
+                with contextlib.suppress(ConnectionClosed):
+                    await say(ws, protocol.Ack(frame=message.frame))
+            yield message
+
+
+def cut(stream: AsyncStream) -> None:
+    """Break the connection as a network does."""
+    assert stream._socket is not None
+    stream._socket.transport.abort()
+
+
+async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Open a WebSocket by hand, to have one that nobody reads."""
+    writer.get_extra_info("socket").setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+    writer.write(
+        f"GET {protocol.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    await writer.drain()
+    assert b"101" in await reader.readline()
+
+
+def masked(payload: bytes) -> bytes:
+    """One text frame from a client, under the mask of zeros."""
+    short = len(payload) < 126
+    length = bytes([0x80 | len(payload)]) if short else b"\xfe" + len(payload).to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + payload
