@@ -18,6 +18,7 @@ from .checkpoint.folder import ModelFolder
 from .config import CLIP_PART
 from .errors import CheckpointError, ResourceError
 from .machine import available_ram
+from .package import read_manifest
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -77,6 +78,8 @@ def estimate(
     and state; "auto" means as stored. Raises `CheckpointError` for a folder whose configs are
     missing or lack a field.
     """
+    if folder.exported:
+        return _of_package(folder)
     stream = folder.stream
     width, height = width or stream.width, height or stream.height
     dit, vae = _read_shapes(folder)
@@ -115,6 +118,9 @@ def estimate(
 
 def size_step(folder: ModelFolder) -> int:
     """Pixels that width and height must be multiples of: a VAE pixel times a DiT patch."""
+    if folder.exported:
+        latent = read_manifest(folder.path).latent
+        return latent.spatial_factor * latent.patch
     dit, vae = _read_shapes(folder)
     return vae.spatial * max(dit.patch)
 
@@ -314,6 +320,25 @@ class _DecoderSize(Protocol):
     def part(self, latents: int) -> int: ...
 
     def call(self, width: int, height: int, latents: int, item: int) -> int: ...
+
+
+def _of_package(folder: ModelFolder) -> MemoryEstimate:
+    """Its files, its state by the manifest, and the inputs and outputs of its largest graph once
+    more for what is between them."""
+    manifest = read_manifest(folder.path)
+    stream, graphs = manifest.stream, manifest.graphs
+    kv = sum(x.bytes for x in graphs["denoise"].outputs if x.name in ("k", "v"))
+    slots = 2 * manifest.latent.past + stream.chunk_latents  # the ring, and what a chunk sees of it
+    decoder = graphs["vae_decode"]
+    return MemoryEstimate(
+        runtime=_RUNTIME,
+        weights=sum(info.bytes for info in manifest.files.values()),
+        kv_ring=kv * slots // stream.chunk_latents,
+        conv_caches=sum(x.bytes for x in decoder.inputs if x.name in decoder.state.values()),
+        activations=max(
+            sum(x.bytes for x in (*graph.inputs, *graph.outputs)) for graph in graphs.values()
+        ),
+    )
 
 
 def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _DecoderSize]:

@@ -68,8 +68,9 @@ def plan_export(
     size: tuple[int, int] | None = None,
     window: int | None = None,
     dtype: str = "float32",
+    targets: tuple[str, ...] = (),
 ) -> Plan:
-    """A model at a picture size (its own by default) and a window, in a dtype.
+    """A model at a picture size (its own by default) and a window, in a dtype, for GPUs.
 
     Raises `InputError` for what cannot be exported.
     """
@@ -80,7 +81,9 @@ def plan_export(
         stream = replace(stream, width=size[0], height=size[1])
     if window is not None:
         stream = replace(stream, window=window)
-    plan = Plan(folder, stream, DTYPES[dtype])
+    if {"transformer_2", "image_encoder"} & set(folder.classes):
+        raise InputError(f"{folder.path} has two DiTs or reads pictures, which no graph does yet")
+    plan = Plan(folder, stream, DTYPES[dtype], targets)
     if plan.latent.past == 0:
         raise InputError(
             f"window is {stream.window}; an exported chunk of {stream.chunk_latents} latent frames "

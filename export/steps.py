@@ -164,11 +164,13 @@ def fold_upsamples(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is exported: a model at the picture size of `stream`, in a dtype."""
+    """What is exported: a model at the picture size of `stream`, in a dtype, for the GPUs
+    `targets` ("sm_89") where the format builds engines."""
 
     folder: ModelFolder
     stream: StreamConfig
     dtype: torch.dtype
+    targets: tuple[str, ...] = ()
 
     @cached_property
     def latent(self) -> Latent:

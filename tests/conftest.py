@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from livereel.engine.cli import main
 from livereel.engine.engine import Engine
 from livereel.kernels.jit import INTERPRETED
 
@@ -139,3 +140,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tiny_folder: Path) -> Engine:
     """The causal model in fp32 on the CPU."""
     return Engine.load(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The causal model as an ONNX package, which `livereel export` has checked."""
+    out = tmp_path_factory.mktemp("exported") / "package"
+    assert main(["export", "--model", str(tiny_folder), "-o", str(out)]) == 0
+    return out

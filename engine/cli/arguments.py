@@ -14,6 +14,7 @@ from .. import memory
 from ..checkpoint.folder import DEMO, ModelFolder, open_folder
 from ..config import MAX_FPS, MAX_SIDE, MIN_FPS
 from ..errors import InputError
+from ..package import Package, is_package, read_manifest
 from ..text.cleaning import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="demo",
         metavar="MODEL",
-        help='"demo", which ships with LiveReel, or a model folder in diffusers\' layout',
+        help='"demo", a model folder in diffusers\' layout, or a package (see livereel export)',
     )
     parser.add_argument(
         "--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
@@ -142,10 +143,13 @@ def load_engine(options: argparse.Namespace) -> Engine:
 
 
 def find_model(name: str) -> ModelFolder:
-    """Open a model's folder. Raises `InputError` when there is none."""
+    """Open a model's folder or a package, whose files are checked when it is loaded. Raises
+    `InputError` when there is none."""
     path = DEMO if name == "demo" else Path(name)
     if not path.exists():
         raise InputError(f'unknown model {name!r}: give "demo" or the path of a model folder')
+    if is_package(path):
+        return Package(path=path, manifest=read_manifest(path)).folder
     return open_folder(path)
 
 
@@ -156,6 +160,12 @@ def fit_size(wanted: tuple[int, int] | None, folder: ModelFolder) -> tuple[int, 
     """
     if wanted is None:
         return folder.stream.width, folder.stream.height
+    own = (folder.stream.width, folder.stream.height)
+    if folder.exported and wanted != own:
+        raise InputError(
+            f"size {wanted[0]}x{wanted[1]}: this package makes {own[0]}x{own[1]}; "
+            f"livereel export --size writes one that does"
+        )
     step = memory.size_step(folder)
     below = [max(step, side // step * step) for side in wanted]
     above = [max(step, -(-side // step) * step) for side in wanted]

@@ -10,6 +10,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, machine, memory
+from ..package import read_manifest
 from . import arguments
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def _describe_model(
 
 def _describe_roads(folder: ModelFolder, device: str, dtype: str) -> dict[str, str]:
     """Which road each operation of the model takes on this machine."""
+    if folder.exported:
+        return {"graphs": read_manifest(folder.path).format}
     from ..layers.road import pick_road
     from ..runners.roads import roads_of
     from ..runners.torch import pick_device, pick_dtype

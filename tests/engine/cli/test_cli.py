@@ -7,7 +7,7 @@ import pytest
 
 from livereel.engine import __version__, cli
 
-COMMANDS = ("generate", "info", "eval", "convert", "tune", "bench")
+COMMANDS = ("generate", "info", "eval", "convert", "export", "tune", "bench")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,6 +60,10 @@ def test_options_stay_as_they_are() -> None:
     assert options["info"] == ["--dtype", "--help", "--json", "--size"]
     assert options["convert"] == sorted(
         ["--dtype", "--heads", "--help", "--output", "--recipe", "--text", "--vae"]
+    )
+    assert options["export"] == sorted(
+        ["--dtype", "--format", "--help", "--lint", "--model", "--out", "--size", "--target"]
+        + ["--window"]
     )
     assert options["tune"] == ["--help", "--output", "--rounds"]
     assert options["bench"] == ["--help", "--json", "--rounds"]
