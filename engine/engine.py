@@ -15,21 +15,30 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
-from .config import CLIP_PART, MAX_FPS, MAX_FRAMES, MAX_GIVEN, MAX_SIDE, MIN_FPS
+from .config import MAX_FPS, MAX_FRAMES, MAX_GIVEN, MAX_SIDE, MIN_FPS
 from .errors import InputError
 from .memory import shortage_told
 from .package import fingerprint, is_package, open_package, read_manifest
-from .runners.clips import ClipRequest, check_request, clip_latents, encoded, steps_taken
+from .runners.clips import (
+    ClipRequest,
+    check_request,
+    clip_latents,
+    clip_length,
+    clip_parts,
+    encoded,
+    steps_taken,
+)
+from .runners.loras import Loras
 from .runners.packages import load_package
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling.schedule import steps_left
 from .sampling.stream import StreamState
-from .session import Session, check_prompt, check_seed, check_steps
+from .session import Session, check_loras, check_prompt, check_seed, check_steps
 from .state import load_state
 from .types import Video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .config import StreamConfig
     from .runners.runner import Runner
@@ -45,6 +54,7 @@ class Engine:
 
     folder: ModelFolder
     runner: Runner
+    loras: Loras | None = None
 
     @classmethod
     @shortage_told()
@@ -74,7 +84,25 @@ class Engine:
             raise InputError(f"provider {provider!r:.40} is for ONNX packages; {model} is a model")
         picked = pick_device(device)
         folder = open_folder(DEMO if model == "demo" else model)
-        return cls(folder, TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked)))
+        runner = TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked))
+        return cls(folder, runner, Loras(runner.modules, runner.refresh))
+
+    @shortage_told()
+    def load_lora(
+        self, path: str | Path, name: str | None = None, *, part: str = "transformer"
+    ) -> str:
+        """Read a LoRA, a .safetensors file or a folder with one, for `open`, `generate` and
+        `Session.update` to use under `name` (by default the path's own); gives the name.
+
+        `part` is "transformer", or "transformer_2" for the DiT of low noise. Raises
+        `CheckpointError` for a file that is none or does not fit, `InputError` for a name that is
+        taken and for a model that takes none.
+        """
+        if self.loras is None:
+            raise InputError(f"{self.folder.path} takes no LoRAs: its graphs hold its weights")
+        name = Path(path).stem if name is None else name
+        self.loras.load(path, name, part, self.folder.classes)
+        return name
 
     @property
     def config(self) -> StreamConfig:
@@ -112,6 +140,7 @@ class Engine:
         image: Frames | None = None,
         clip: Frames | None = None,
         strength: float | None = None,
+        loras: Mapping[str, float] | None = None,
         frames: int | None = None,
         fps: float | None = None,
         pace: bool = False,
@@ -123,7 +152,8 @@ class Engine:
         stream's size, becomes its first frame; `clip`, `[F, H, W, 3]`, its first frames (the newest
         1 + 4n of them where a latent frame is 4), which it goes on from. With a `strength`, above 0
         and at most 1, the stream is made from frames that are given to `Session.push`, by the last
-        `strength` of the steps. The stream ends after `frames`, or never. `fps` is
+        `strength` of the steps. `loras` are strengths of those that `load_lora` has read. The
+        stream ends after `frames`, or never. `fps` is
         the rate at which frames are due (the model's by default); with `pace` the session does with
         less when it falls behind that rate (see `Session`). `start_frame` is the number of the
         first frame: a stream that goes on where another one ended draws other noise.
@@ -157,6 +187,7 @@ class Engine:
             pts=start_frame,
             given=None if given is None else self._given(given, width, height),
             strength=1.0 if strength is None else strength,
+            loras=dict(loras or {}),
         )
         return self._session(state, fps, frames, pace, fed=strength is not None)
 
@@ -168,10 +199,12 @@ class Engine:
         fps: float | None = None,
         pace: bool = False,
         strength: float | None = None,
+        loras: Mapping[str, float] | None = None,
     ) -> Session:
         """Go on from `Session.snapshot`, bitwise if it was exact, closely if it was light.
 
-        A session that is to be fed frames wants a `strength`, as in `open`.
+        A session that is to be fed frames wants a `strength`, and one that used LoRAs `loras`, as
+        in `open`.
         Snapshots may come from strangers: a restored session costs no more than `open` at its size
         does. Raises `InputError` for bytes that are no snapshot, damaged, or of another model.
         """
@@ -182,6 +215,7 @@ class Engine:
         if strength is not None:
             steps_left(1, strength)
             state.strength = strength
+        state.loras = dict(loras or {})
         session = self._session(state, fps, frames, pace, fed=strength is not None)
         session.adopt(tensors, light=light)
         return session
@@ -201,6 +235,7 @@ class Engine:
         clip: Frames | None = None,
         video: Frames | None = None,
         strength: float = _STRENGTH,
+        loras: Mapping[str, float] | None = None,
         fps: float | None = None,
         negative_prompt: str = "",
         guidance_scale: float = _CLIP_GUIDANCE,
@@ -232,7 +267,7 @@ class Engine:
                 raise InputError("a stream has no last picture; leave the last_image out")
             session = self.open(
                 prompt, seed=seed, steps=steps, width=width, height=height, image=image, clip=clip,
-                strength=None if video is None else strength, frames=count, fps=rate,
+                strength=None if video is None else strength, loras=loras, frames=count, fps=rate,
             )  # fmt: skip
             chunks = []
             for chunk in session if video is None else session.through(video[:count]):
@@ -263,6 +298,9 @@ class Engine:
             last_image=last_image, video=None if video is None else video[:count],
             strength=strength, text_length=self.config.max_sequence_length,
         )  # fmt: skip
+        check_loras(self.loras, loras or {})
+        if self.loras is not None:
+            self.loras.use(loras or {})
         return Video(frames=self._whole_clip(request, tell), fps=rate)
 
     @shortage_told()
@@ -286,10 +324,11 @@ class Engine:
         rate = self.config.fps if fps is None else fps
         _check_rate(rate)
         _check_count("frames", frames, 1, MAX_FRAMES)
+        check_loras(self.loras, state.loras)
         model = self._fingerprint
         return Session(
             self.runner, self.config, state, model=model, fps=rate, frames=frames, pace=pace,
-            fed=fed,
+            fed=fed, loras=self.loras,
         )  # fmt: skip
 
     @shortage_told()
@@ -312,19 +351,19 @@ class Engine:
         check_request(runner, request, clean_start=clean_start)
         described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
         steps = steps_taken(request)
-        parts = -(-(-(-(request.frames - 1) // runner.vae.temporal_factor) + 1) // CLIP_PART)
+        parts = clip_parts(runner, clip_length(runner, request.frames))
         clean = clip_latents(
             runner, request, described, clean_start=clean_start,
-            done=lambda step: tell(step, steps + parts),
+            done=lambda step: tell(step, steps + len(parts)),
         )  # fmt: skip
         pixels = np.empty((request.frames, request.height, request.width, 3), np.uint8)
         caches, at = None, 0
-        for i, part in enumerate(torch.split(clean, CLIP_PART, dim=2)):
+        for i, part in enumerate(clean.split(parts, dim=2)):
             decoded, caches = runner.decode(part, caches)
             frames = runner.frames(decoded)[: request.frames - at]
             pixels[at : at + len(frames)] = frames
             at += len(frames)
-            tell(steps + i + 1, steps + parts)
+            tell(steps + i + 1, steps + len(parts))
         return pixels
 
     def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .config import StreamConfig
     from .native import Pace
+    from .runners.loras import Loras
     from .runners.runner import Runner
     from .sampling.stream import StreamState
     from .types import KV, Frames
@@ -48,6 +49,7 @@ class _Update:
     steps: int | None = None
     recache: bool = False
     strength: float | None = None
+    loras: Mapping[str, float] | None = None
     reset: bool = False
 
     @property
@@ -89,6 +91,7 @@ class Session:
         frames: int | None = None,
         pace: bool = False,
         fed: bool = False,
+        loras: Loras | None = None,
     ) -> None:
         self._runner = runner
         self._config = config
@@ -96,6 +99,7 @@ class Session:
         self._sampler = runner.sampler(config, state.width, state.height)
         self._maker = runner.maker(self._sampler)
         self._model = model
+        self._loras = loras
         chunk = config.chunk_latents * runner.vae.temporal_factor
         self._pacer = Pacer(rate=fps, chunk=chunk, adapt=pace)
         self._end = None if frames is None else state.pts + frames
@@ -122,9 +126,11 @@ class Session:
         steps: int | None = None,
         recache: bool = False,
         strength: float | None = None,
+        loras: Mapping[str, float] | None = None,
     ) -> None:
-        """Change the prompt, the noise or the number of passes from the next chunk on, and in a
-        session that is fed frames the `strength` by which they are changed.
+        """Change the prompt, the noise or the number of passes from the next chunk on, in a session
+        that is fed frames the `strength` by which they are changed, and which `loras` of the
+        engine's are used, by their strengths, in place of those before.
 
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
         the cache (LongLive, 2025); a session that keeps pace skips it while it is behind. Raises
@@ -140,7 +146,10 @@ class Session:
         if strength is not None:
             schedule.steps_left(1, strength)
             self._checked_feed()
-        self._put(_Update(prompt, seed, steps, recache, strength))
+        if loras is not None:
+            check_loras(self._loras, loras)
+            loras = dict(loras)
+        self._put(_Update(prompt, seed, steps, recache, strength, loras))
 
     def push(self, frames: Frames) -> int:
         """Give a fed session its next frames, uint8 `[F, H, W, 3]` of its size, of any number.
@@ -200,6 +209,43 @@ class Session:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self._state.width, self._state.height
+
+    @property
+    def next_chunk(self) -> int:
+        """The next chunk's number."""
+        return self._state.index
+
+    @property
+    def next_frame(self) -> int:
+        """The number of its first frame."""
+        return self._state.pts
+
+    @property
+    def steps(self) -> int:
+        """Passes for each chunk, as last told and applied."""
+        return self._state.steps
+
+    def renumber(self, *, chunk: int, frame: int) -> None:
+        """Number the next chunk and its first frame so, for viewers who have seen those before;
+        what they show does not hang on it."""
+        with self._making:
+            self._state.index, self._state.pts = chunk, frame
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that the stream's state takes: ring, caches, latents, text."""
+        state = self._state
+        tensors = [
+            *(() if state.ring is None else (state.ring.k, state.ring.v)),
+            *(state.caches or ()),
+            state.text, state.pending, state.recent, state.sinks, state.anchors,
+        ]  # fmt: skip
+        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
     def snapshot(self, *, light: bool = False) -> bytes:
         """The state between two chunks, for `Engine.restore`.
@@ -348,6 +394,7 @@ class Session:
         """The next chunk, from frames that were `pushed` if it is fed; `state` becomes what follows
         it."""
         watch, passes = Watch(self._runner.device), 0
+        self._use_loras(state)
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
         alone = bool(updates) or given_chunk(self._config, state) is not None
@@ -373,6 +420,11 @@ class Session:
         frames = arriving()
         watch.stop()
         return self._send(state, frames, watch, passes, pace, updates)
+
+    def _use_loras(self, state: StreamState) -> None:
+        """See that the DiT's weights are this session's."""
+        if self._loras is not None and self._loras.use(state.loras):
+            self._kv = self._negative = None
 
     def _encode(self, state: StreamState, pushed: Frames) -> None:
         """Make of frames the latents that the next chunk starts from. A reset since they were taken
@@ -426,6 +478,9 @@ class Session:
                 state.steps = update.steps
             if update.strength is not None:
                 state.strength = update.strength
+            if update.loras is not None:
+                state.loras = update.loras
+                self._use_loras(state)
             if update.prompt is not None:
                 state.prompt, state.text = update.prompt, None
             # A later recache or reset would undo this one.
@@ -455,6 +510,14 @@ class Session:
             if len(self._queue) >= MAX_QUEUE:
                 raise ResourceError(f"{MAX_QUEUE} controls wait already for the next chunk")
             self._queue.append(update)
+
+
+def check_loras(known: Loras | None, wanted: Mapping[str, float]) -> None:
+    """Raise `InputError` for LoRAs that the engine does not know, or cannot use."""
+    if known is not None:
+        known.check(wanted)
+    elif wanted:
+        raise InputError("this model takes no LoRAs")
 
 
 def check_prompt(prompt: str) -> None:

@@ -15,6 +15,7 @@ from ..checkpoint.folder import DEMO, ModelFolder, open_folder
 from ..config import MAX_FPS, MAX_SIDE, MIN_FPS
 from ..errors import InputError
 from ..package import Package, is_package, read_manifest
+from ..package import Package, is_package, read_manifest
 from ..text.cleaning import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -58,6 +59,14 @@ def _above_zero(text: str, high: float) -> float:
             f"must be a number above 0 and at most {high:g} (a day), got {text!r}"
         )
     return value
+
+
+def lora(text: str) -> tuple[str, float]:
+    """PATH or PATH:STRENGTH."""
+    path, _, strength = text.rpartition(":")
+    if path and re.fullmatch(r"[+-]?\d{1,3}(\.\d{0,6})?", strength):
+        return path, float(strength)
+    return text, 1.0
 
 
 def strength(text: str) -> float:
@@ -150,6 +159,8 @@ def find_model(name: str) -> ModelFolder:
         raise InputError(f'unknown model {name!r}: give "demo" or the path of a model folder')
     if is_package(path):
         return Package(path=path, manifest=read_manifest(path)).folder
+    if is_package(path):
+        return Package(path=path, manifest=read_manifest(path)).folder
     return open_folder(path)
 
 
@@ -160,6 +171,12 @@ def fit_size(wanted: tuple[int, int] | None, folder: ModelFolder) -> tuple[int, 
     """
     if wanted is None:
         return folder.stream.width, folder.stream.height
+    own = (folder.stream.width, folder.stream.height)
+    if folder.exported and wanted != own:
+        raise InputError(
+            f"size {wanted[0]}x{wanted[1]}: this package makes {own[0]}x{own[1]}; "
+            f"livereel export --size writes one that does"
+        )
     own = (folder.stream.width, folder.stream.height)
     if folder.exported and wanted != own:
         raise InputError(

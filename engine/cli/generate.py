@@ -107,6 +107,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--last-image", metavar="FILE", help="a picture to end with, for models that take one"
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        type=arguments.lora,
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA for the model and how strongly it is used (default: 1); may be repeated",
+    )
     parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
     arguments.add_model(parser)
 
@@ -216,6 +224,8 @@ def _stream(
     )
     start = time.perf_counter()
     engine = arguments.load_engine(options)
+    for path, _ in options.lora:
+        engine.load_lora(path, path)
     load_s = time.perf_counter() - start
     progress = Progress(plan.frames)
     progress.update(0)
@@ -271,6 +281,7 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
         image=plan.image,
         clip=plan.clip,
         strength=None if plan.video is None else strength,
+        loras=dict(options.lora),
         frames=plan.frames,
         fps=plan.fps,
     )
@@ -299,6 +310,7 @@ def _whole_clip(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Fra
             last_image=plan.last_image,
             video=plan.video,
             strength=options.strength or _STRENGTH,
+            loras=dict(options.lora),
             fps=plan.fps,
             progress=show,
         ).frames

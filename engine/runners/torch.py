@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from livereel.kernels.to_pixels import to_pixels, to_pixels_reference
 
@@ -24,8 +24,9 @@ from ..models.clip.vision import ImageEncoder
 from ..sampling.gathered import Gathered
 from ..sampling.schedule import TRAIN_TIMESTEPS
 from ..sampling.stream import StreamSampler
+from ..sampling.windowed import Windowed
 from ..text.encoder import TextEncoder
-from ..types import VAE, LoadedVAE, StreamDenoiser, Transformer
+from ..types import VAE, ClipTransformer, LoadedVAE, StreamDenoiser
 from .gpu import CudaGpu
 from .makers import GraphedMaker, Maker
 
@@ -76,7 +77,7 @@ class TorchRunner:
     On a GPU streams replay `graphs` where the DiT works in the ring.
     """
 
-    transformer: Transformer
+    transformer: ClipTransformer
     denoiser: StreamDenoiser
     vae: VAE
     text_encoder: TextEncoder
@@ -85,7 +86,7 @@ class TorchRunner:
     road: Road
     to_bytes: Callable[[Tensor], Tensor]
     graphs: bool = True
-    low_noise: Transformer | None = None
+    low_noise: ClipTransformer | None = None
     boundary: float = 0.0
     image_encoder: ImageEncoder | None = None
 
@@ -103,12 +104,12 @@ class TorchRunner:
         channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=dtype)
         runner = cls.on_road(
-            taken, cast(Transformer, transformer), cast(LoadedVAE, vae), text, device, dtype
+            taken, cast(ClipTransformer, transformer), cast(LoadedVAE, vae), text, device, dtype
         )
         if "transformer_2" in folder.classes:
             second = load_component(folder, "transformer_2", device=device, dtype=dtype)
             boundary = (folder.boundary_ratio or 0.0) * TRAIN_TIMESTEPS
-            runner = replace(runner, low_noise=cast(Transformer, second), boundary=boundary)
+            runner = replace(runner, low_noise=cast(ClipTransformer, second), boundary=boundary)
         if "image_encoder" in folder.classes:
             pictures = ImageEncoder.load(folder, device=device, dtype=dtype)
             runner = replace(runner, image_encoder=pictures)
@@ -126,7 +127,7 @@ class TorchRunner:
 
     @classmethod
     def on_road(
-        cls, road: Road, transformer: Transformer, vae: LoadedVAE, text_encoder: TextEncoder,
+        cls, road: Road, transformer: ClipTransformer, vae: LoadedVAE, text_encoder: TextEncoder,
         device: torch.device, dtype: torch.dtype,
     ) -> TorchRunner:  # fmt: skip
         """A model of these parts, each on `road` where its shapes allow it."""
@@ -140,8 +141,23 @@ class TorchRunner:
                 denoiser = Gathered(dit)
             if (fast := vae.native()) is not None:
                 codec, to_bytes = fast, to_bytes_natively
-        denoiser = denoiser or Gathered(transformer)
+        if denoiser is None:
+            cached = transformer.cached()
+            denoiser = Windowed(transformer) if cached is None else Gathered(cached)
         return cls(transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes)
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The DiTs, by the names of their folders."""
+        found = {"transformer": self.transformer, "transformer_2": self.low_noise}
+        return nn.ModuleDict({k: cast(nn.Module, v) for k, v in found.items() if v is not None})
+
+    def refresh(self) -> None:
+        """Make anew, after the DiT's weights have changed, what has copies of them."""
+        if self.road == "native" and isinstance(self.denoiser, Gathered):
+            native = self.transformer.native()
+            if native is not None:
+                self.denoiser.denoiser = native
 
     @property
     def layout(self) -> str:

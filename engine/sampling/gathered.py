@@ -35,9 +35,9 @@ class GatheredPass:
         self.ring.write(self.first, own)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gathered:
-    """A causal DiT made to stream."""
+    """A causal DiT made to stream; another with the same weights may take its place."""
 
     denoiser: CausalDenoiser
     in_place: ClassVar[bool] = False

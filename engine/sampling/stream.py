@@ -14,8 +14,8 @@ Shapes: C channels, T latent frames, H W latent space, L text tokens, D text wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ from ..transfer import to_device
 from ..types import Place
 from . import schedule
 from .chunk import ChunkPlan, Open
+from .named import stream_solver
 from .noise import normal
-from .solvers import SOLVERS, Solver
+from .solvers import Solver
 from .window import KVRing, window_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class StreamState:
     than the window; `given` are the latents of the picture or clip that the stream starts from, if
     any. `encoder` are the conv caches of the encoder that a stream fed with frames has, and
     `source` the latents of the frames that the next chunk is made from, by the last `strength` of
-    its steps. `text` is the prompt's embedding `[1, L, D]`.
+    its steps. `loras` are the strengths of those that change the DiT. `text` is the prompt's
+    embedding `[1, L, D]`.
     """
 
     prompt: str
@@ -72,6 +74,7 @@ class StreamState:
     encoder: tuple[Tensor, ...] | None = None
     source: Tensor | None = None
     strength: float = 1.0
+    loras: Mapping[str, float] = field(default_factory=dict)
 
     def restart(self) -> None:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
@@ -177,8 +180,7 @@ class StreamSampler:
             for step, needed in enumerate(taken)
         )
         if state.source is not None and noise[0] is not None:
-            sigma = solver.schedule.sigmas[0]
-            noise = ((1.0 - sigma) * state.source + sigma * noise[0], *noise[1:])
+            noise = (solver.schedule.noised(state.source, noise[0]), *noise[1:])
         clean, latent = state.pending, state.latent
         place = self._place(latent + (0 if clean is None else clean.shape[2]), count)
         joined = None
@@ -290,4 +292,5 @@ class StreamSampler:
 
     def _solver(self, steps: int, strength: float) -> Solver:
         timesteps = schedule.subset(self.config.timesteps, steps)
-        return SOLVERS[self.config.solver](schedule.from_timesteps(timesteps).tail(strength))
+        config = self.config
+        return stream_solver(config.solver, timesteps, shift=config.shift, strength=strength)

@@ -47,6 +47,7 @@ def test_a_prompt_becomes_a_file(
         "image": None,
         "clip": None,
         "strength": None,
+        "loras": {},
         "frames": 10,
         "fps": 16,
     }
