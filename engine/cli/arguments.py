@@ -15,7 +15,6 @@ from ..checkpoint.folder import DEMO, ModelFolder, open_folder
 from ..config import MAX_FPS, MAX_SIDE, MIN_FPS
 from ..errors import InputError
 from ..package import Package, is_package, read_manifest
-from ..package import Package, is_package, read_manifest
 from ..text.cleaning import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -159,8 +158,6 @@ def find_model(name: str) -> ModelFolder:
         raise InputError(f'unknown model {name!r}: give "demo" or the path of a model folder')
     if is_package(path):
         return Package(path=path, manifest=read_manifest(path)).folder
-    if is_package(path):
-        return Package(path=path, manifest=read_manifest(path)).folder
     return open_folder(path)
 
 
@@ -171,12 +168,6 @@ def fit_size(wanted: tuple[int, int] | None, folder: ModelFolder) -> tuple[int, 
     """
     if wanted is None:
         return folder.stream.width, folder.stream.height
-    own = (folder.stream.width, folder.stream.height)
-    if folder.exported and wanted != own:
-        raise InputError(
-            f"size {wanted[0]}x{wanted[1]}: this package makes {own[0]}x{own[1]}; "
-            f"livereel export --size writes one that does"
-        )
     own = (folder.stream.width, folder.stream.height)
     if folder.exported and wanted != own:
         raise InputError(
