@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from .errors import CheckpointError, InputError
 
-Solver = Literal["renoise", "euler"]
+Solver = Literal["renoise", "euler", "ddim", "dpm"]
 
 MIN_FPS, MAX_FPS = 0.1, 240.0
 MAX_FRAMES = 10_000_000
@@ -51,7 +51,9 @@ class StreamConfig:
     on 0..1000, strictly descending, already warped; `shift` is the warp they were made with, from
     which another number of steps can be spaced. Between passes, `solver` "renoise" predicts
     x0 and adds fresh noise (Self-Forcing, arXiv 2506.08009, and CausVid, arXiv 2412.07772), while
-    "euler" follows the flow. `context_noise` is the time of the pass that writes clean K/V.
+    "euler" follows the flow; "ddim" and "dpm" are for models that predict velocity, and `shift` is
+    then their signal-to-noise ratio's. `context_noise` is the time of the pass that writes clean
+    K/V.
     `guidance_scale` 1.0 means no classifier-free guidance. `width` and `height` are the native
     picture size in pixels, `fps` frames a second, `max_sequence_length` text tokens.
 

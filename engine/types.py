@@ -126,7 +126,7 @@ class Past:
 
 
 class Denoiser(Protocol):
-    """A DiT that predicts flow for a whole clip."""
+    """A DiT that predicts flow, or velocity, for a whole clip."""
 
     def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """Latents `[B, C, T, H, W]`, timestep `[B]` or `[B, T]` on 0..1000, text `[B, L, D]`;
@@ -245,8 +245,16 @@ class StreamDenoiser(Protocol):
         also over two chunks in a row, each of which gets what it would in a pass of its own."""
 
 
-class Transformer(ImageDenoiser, CausalDenoiser, Protocol):
-    """A DiT that runs both ways."""
+class ClipTransformer(ImageDenoiser, Protocol):
+    """A DiT that makes whole clips, and can stream."""
+
+    def cached(self) -> CausalDenoiser | None:
+        """The same DiT over cached keys and values of the past; None for one that looks at past
+        latents as they are."""
+
+    def text_kv(self, text: Tensor) -> KV:
+        """Text `[B, L, D]` to what streams read: the keys and values of cross-attention, or, for a
+        DiT that takes text and video as one sequence, one pair of the text as it is."""
 
     def in_ring(self) -> StreamDenoiser | None:
         """The same DiT on Triton's kernels, working in the ring itself; None where they do not
@@ -286,6 +294,14 @@ class Transformer(ImageDenoiser, CausalDenoiser, Protocol):
     def spatial_patch(self) -> int:
         """Height and width of the latent must be multiples of this."""
 
+    @property
+    def temporal_patch(self) -> int:
+        """Latent frames of a clip, or of a chunk with its past, must be a multiple of this."""
+
+
+class Transformer(ClipTransformer, CausalDenoiser, Protocol):
+    """A DiT that runs both ways."""
+
 
 class Decoder(Protocol):
     """A causal VAE decoder with explicit state."""
@@ -314,6 +330,11 @@ class VAE(Decoder, Protocol):
     @property
     def channels(self) -> int:
         """Latent channels."""
+
+    @property
+    def chunk(self) -> int | None:
+        """Latent frames that encoder and decoder want together, where that is part of the result:
+        a clip is `cut` into so many. None where any cut gives the same."""
 
     @property
     def decoder_memory(self) -> int:

@@ -14,13 +14,13 @@ import torch
 
 from ..config import CLIP_PART
 from ..errors import InputError
+from ..layers.chunks import cut
 from ..layers.pixels import to_float
 from ..sampling import schedule
 from ..sampling.clip import sample_clip
 from ..sampling.conditions import CleanStart, Conditioned, Experts
-from ..sampling.guidance import Guidance
+from ..sampling.named import scheduler_of
 from ..sampling.noise import normal
-from ..sampling.solvers import DIFFUSERS_SOLVERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,31 +91,51 @@ def clip_latents(
 
     `scheduler` is the folder's `scheduler_config.json`; `done` is called with the steps taken.
     """
-    plan = schedule.from_diffusers(scheduler, request.steps)
+    sampling = scheduler_of(scheduler)
+    plan = sampling.timetable(scheduler, request.steps)
     factor, space = runner.vae.temporal_factor, runner.vae.spatial_factor
-    count = -(-(request.frames - 1) // factor) + 1
+    wanted = clip_length(runner, request.frames)
+    # Patches in time want a multiple: what there is too much comes first, and is dropped.
+    count = wanted + -wanted % runner.transformer.temporal_patch
     shape = (1, runner.transformer.channels, count, request.height // space, request.width // space)
     start = None
     if request.video is not None:
         plan = plan.tail(request.strength)
-        missing = (count - 1) * factor + 1 - len(request.video)
+        missing = (wanted - 1) * factor + 1 - len(request.video)
         video = np.concatenate([request.video, request.video[-1:].repeat(missing, axis=0)])
         start = torch.cat(list(encoded(runner, video)), dim=2)
+        start = torch.cat([start[:, :, :1]] * (count - wanted) + [start], dim=2)
     denoiser = _denoiser(runner, request, count, clean_start)
-    scales = tuple(Guidance(scale=scale) for scale in request.guidance)
-    guided = scales[0].enabled or (runner.low_noise is not None and scales[1].enabled)
+    high, low = (sampling.guidance(scale, request.steps) for scale in request.guidance)
+    split = runner.low_noise is not None
+    guided = request.guidance[0] > 1 or (split and request.guidance[1] > 1)
     clean = sample_clip(
         denoiser,
         noise=lambda step: normal(request.seed, 0, step, shape).to(runner.device),
         text=runner.encode_text(request.prompt, request.text_length),
         negative_text=runner.encode_text(request.negative, request.text_length) if guided else None,
         schedule=plan,
-        solver=DIFFUSERS_SOLVERS[scheduler["_class_name"]],
-        guidance=lambda t: scales[runner.low_noise is not None and t < runner.boundary],
+        solver=sampling.solver,
+        guidance=lambda t: (low if split and t < runner.boundary else high)(t),
         start=start,
         callback=lambda step, _: done(step + 1),
     )
-    return denoiser.put(clean) if isinstance(denoiser, CleanStart) else clean
+    clean = denoiser.put(clean) if isinstance(denoiser, CleanStart) else clean
+    return clean[:, :, count - wanted :]
+
+
+def clip_length(runner: Runner, frames: int) -> int:
+    """Latent frames of a clip of so many frames."""
+    return -(-(frames - 1) // runner.vae.temporal_factor) + 1
+
+
+def clip_parts(runner: Runner, latents: int) -> list[int]:
+    """How many of a clip's latent frames go through the decoder at a time."""
+    chunk = runner.vae.chunk
+    if chunk is not None:
+        return cut(latents, chunk)
+    whole, rest = divmod(latents, CLIP_PART)
+    return [CLIP_PART] * whole + [rest] * (rest > 0)
 
 
 def steps_taken(request: ClipRequest) -> int:
@@ -127,10 +147,15 @@ def steps_taken(request: ClipRequest) -> int:
 
 def encoded(runner: Runner, video: Frames) -> Iterator[Tensor]:
     """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, part by part."""
-    caches, step = None, runner.vae.temporal_factor * CLIP_PART
-    for first in (0, *range(1, len(video), step)):
-        part = video[first : first + (step if first else 1)]
-        latents, caches = runner.encode(to_float(part), caches)
+    caches, at, factor = None, 0, runner.vae.temporal_factor
+    if runner.vae.chunk is not None:
+        sizes = cut(len(video), factor * runner.vae.chunk)
+    else:
+        step = factor * CLIP_PART
+        sizes = [1, *(min(step, len(video) - first) for first in range(1, len(video), step))]
+    for size in sizes:
+        latents, caches = runner.encode(to_float(video[at : at + size]), caches)
+        at += size
         yield latents
 
 

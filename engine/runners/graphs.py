@@ -160,6 +160,10 @@ class GraphVAE:
         return self._latent.channels
 
     @property
+    def chunk(self) -> None:
+        """Calls have the lengths of the graphs."""
+
+    @property
     def decoder_memory(self) -> int:
         """See `livereel.engine.types.VAE`."""
         return self._latent.decoder_memory

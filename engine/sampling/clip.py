@@ -5,20 +5,23 @@ The streaming loop is its counterpart for causal models. Both know only the prot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .guidance import NO_GUIDANCE, Guidance, guided_flow
+from .solvers import Timetable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..types import Denoiser
-    from .schedule import Schedule
     from .solvers import Solver
+
+
+S = TypeVar("S", bound=Timetable)
 
 
 @torch.no_grad()
@@ -28,8 +31,8 @@ def sample_clip(
     noise: Tensor | Callable[[int], Tensor],
     text: Tensor,
     negative_text: Tensor | None = None,
-    schedule: Schedule,
-    solver: Callable[[Schedule], Solver],
+    schedule: S,
+    solver: Callable[[S], Solver],
     guidance: Guidance | Callable[[float], Guidance] = NO_GUIDANCE,
     start: Tensor | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
@@ -48,7 +51,7 @@ def sample_clip(
     x = noise(0) if callable(noise) else noise
     x, state = x.to(torch.promote_types(x.dtype, torch.float32)), None
     if start is not None:
-        x = (1.0 - schedule.sigmas[0]) * start.to(x) + schedule.sigmas[0] * x
+        x = schedule.noised(start.to(x), x)
     for i, t in enumerate(schedule.timesteps):
         timestep = torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
         guided = guidance if isinstance(guidance, Guidance) else guidance(t)

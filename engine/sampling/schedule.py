@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+    from torch import Tensor
 
     Levels = npt.NDArray[np.float64]
     Sigma = TypeVar("Sigma", float, Levels)
@@ -59,6 +60,11 @@ class Schedule:
         """
         left = steps_left(len(self), strength)
         return Schedule(self.sigmas[-left - 1 :], self.timesteps[-left:])
+
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents at the first step's noise level."""
+        sigma = self.sigmas[0]
+        return (1.0 - sigma) * clean + sigma * noise
 
     def __len__(self) -> int:
         """The number of steps."""

@@ -23,11 +23,28 @@ if TYPE_CHECKING:
     from .schedule import Schedule
 
 
+class Timetable(Protocol):
+    """What the sampling loops need of a schedule, whatever its noise levels are counted in."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """What the model is told at each step."""
+
+    def tail(self, strength: float) -> Timetable:
+        """The last `strength` of all steps; raises `InputError` unless it is in (0, 1]."""
+
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents at the first step's noise level."""
+
+    def __len__(self) -> int:
+        """The number of steps."""
+
+
 class Solver(Protocol):
     """What the sampling loops need of a solver."""
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Timetable:
         """The noise levels it walks down."""
 
     def takes_noise(self, i: int) -> bool:
@@ -36,7 +53,7 @@ class Solver(Protocol):
     def step(
         self, flow: Tensor, x: Tensor, i: int, state: Any = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """Take `x` from `sigmas[i]` to `sigmas[i + 1]`, given the `flow` predicted at `x`.
+        """Take `x` over step i, given the `flow` predicted at `x`; some solvers want velocity.
 
         All tensors share a shape. Gives the next latent (fp32, or fp64 if `x` is) and the state to
         hand to step i + 1.
@@ -200,9 +217,3 @@ SOLVERS: dict[str, Callable[[Schedule], Solver]] = {
     "unipc": UniPC,
 }
 """Solvers by the names that `livereel.json` gives them."""
-
-DIFFUSERS_SOLVERS: dict[str, Callable[[Schedule], Solver]] = {
-    "FlowMatchEulerDiscreteScheduler": Euler,
-    "UniPCMultistepScheduler": UniPC,
-}
-"""The solver that goes with `schedule.from_diffusers`, by the scheduler's class name."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import CheckpointError, InputError
-from .schedule import TRAIN_TIMESTEPS
+from .schedule import TRAIN_TIMESTEPS, steps_left
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,15 +60,14 @@ class VelocitySchedule:
 
         Raises `InputError` unless `strength` lies above 0 and is at most 1.
         """
-        if not 0 < strength <= 1:  # false for NaN as well
-            raise InputError(f"strength is {strength!r:.40}; wanted above 0 and at most 1")
-        left = max(1, int(len(self) * strength))
+        left = steps_left(len(self), strength)
         return VelocitySchedule(self.starts[-left:], self.ends[-left:], self.timesteps[-left:])
 
     def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
         """Clean latents at the first step's noise level."""
-        a = self.starts[0]
-        return a**0.5 * clean + (1.0 - a) ** 0.5 * noise
+        share: float = self.starts[0]
+        noisy: Tensor = share**0.5 * clean + (1.0 - share) ** 0.5 * noise
+        return noisy
 
 
 def trailing(steps: int, *, snr_shift: float) -> VelocitySchedule:
@@ -104,7 +103,7 @@ def signal(snr_shift: float) -> npt.NDArray[np.float64]:
     shares = np.cumprod(1.0 - betas)
     roots = np.sqrt(shares / (snr_shift + (1.0 - snr_shift) * shares))
     roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
-    shares = roots**2
+    shares = np.square(roots)
     shares.flags.writeable = False
     return shares
 

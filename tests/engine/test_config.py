@@ -58,7 +58,7 @@ def test_first_chunk_defaults_to_the_others(values: dict[str, Any], first: int) 
         ({"timesteps": ["1000"]}, "timesteps"),
         ({"context_noise": -1}, "context_noise"),
         ({"context_noise": float("nan")}, "context_noise"),
-        ({"solver": "ddim"}, "solver"),
+        ({"solver": "heun"}, "solver"),
         ({"solver": ["euler"]}, "solver"),
         ({"fps": 0}, "fps"),
         ({"fps": float("inf")}, "fps"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,12 @@ from ...layers.attention import attention
 from ...layers.modulate import layer_norm
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rotate
+from ...types import LayerKV
 from .config import CogVideoXTransformerConfig
 from .positions import rotations, waves
+
+if TYPE_CHECKING:
+    from ...types import KV, Encode
 
 _QK_EPS = 1e-6
 _MOTION_STRENGTH = 2.0
@@ -277,8 +281,10 @@ class CogVideoXTransformer(nn.Module):
         """Build from a diffusers `config.json`, weights not yet set."""
         return cls(CogVideoXTransformerConfig.from_dict(values))
 
-    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """The whole clip at once, every token seeing every other.
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None
+    ) -> Tensor:
+        """The whole clip at once, every token seeing every other; tokens of an image are not read.
 
         `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
         `[B, L, text_embed_dim]`. Gives velocity `[B, out_channels, T, H, W]`. With a time for each
@@ -300,6 +306,27 @@ class CogVideoXTransformer(nn.Module):
         norm = self.norm_final
         y = layer_norm(x.video, norm.weight, norm.bias, norm.eps)
         return self.unpatch(self.proj_out(self.norm_out(y, time)), rows, columns)
+
+    def text_kv(self, text: Tensor) -> KV:
+        """The text `[B, L, text_embed_dim]` as it is, in the one pair that streams hand on."""
+        words = text.to(self.dtype).unsqueeze(2)
+        return [LayerKV(words, words)]
+
+    def cached(self) -> None:
+        """It looks at the past anew in each pass."""
+
+    def in_ring(self) -> None:
+        """It keeps no keys and values."""
+
+    def native(self) -> None:
+        """The C++ core has no kernels for it."""
+
+    def picture_condition(
+        self, encode: Encode, first: Tensor, last: Tensor | None, latents: int, factor: int
+    ) -> Tensor:
+        """The first picture's latent, and zeros for the `latents` frames behind it."""
+        known, _ = encode(first)
+        return F.pad(known, (0, 0, 0, 0, 0, latents - known.shape[2]))
 
     def time(self, timestep: Tensor) -> Tensor:
         """`[B, 1 or T]` to what modulates, `[B, 1 or t, E]`."""
@@ -333,6 +360,20 @@ class CogVideoXTransformer(nn.Module):
     def channels(self) -> int:
         """Latent channels."""
         return self.config.out_channels
+
+    @property
+    def condition_channels(self) -> int:
+        """Channels of pictures' latents behind the latents' own."""
+        return self.config.in_channels - self.config.out_channels
+
+    @property
+    def image_width(self) -> None:
+        """It reads no tokens of pictures."""
+
+    @property
+    def images(self) -> int | None:
+        """It is shown one picture, where it is shown any."""
+        return 1 if self.condition_channels else None
 
     @property
     def text_width(self) -> int:

@@ -103,6 +103,7 @@ class NativeVAE:
     def __init__(self, model: vae.WanVAE) -> None:
         self.model = model
         self.channels = model.channels
+        self.chunk: int | None = None
         self.decoder_memory = model.decoder_memory
         self.temporal_factor = model.temporal_factor
         self.spatial_factor = model.spatial_factor

@@ -430,6 +430,15 @@ class WanTransformer(nn.Module):
         return self.config.patch_size[1]
 
     @property
+    def temporal_patch(self) -> int:
+        """Latent frames of a patch."""
+        return self.config.patch_size[0]
+
+    def cached(self) -> WanTransformer:
+        """Itself: it runs over cached keys and values."""
+        return self
+
+    @property
     def dtype(self) -> torch.dtype:
         """What activations are computed in."""
         return self.proj_out.weight.dtype

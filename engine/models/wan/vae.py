@@ -330,6 +330,10 @@ class WanVAE(nn.Module):
         return self.config.z_dim
 
     @property
+    def chunk(self) -> None:
+        """Any cut into chunks gives the same."""
+
+    @property
     def decoder_memory(self) -> int:
         """Latent frames after which a decoder that starts anew has forgotten that it did.
 

@@ -16,7 +16,8 @@ from livereel.engine.errors import InputError
 from livereel.engine.sampling import schedule
 from livereel.engine.sampling.clip import sample_clip
 from livereel.engine.sampling.guidance import Guidance
-from livereel.engine.sampling.solvers import DIFFUSERS_SOLVERS, Euler, Renoise, UniPC
+from livereel.engine.sampling.named import scheduler_of
+from livereel.engine.sampling.solvers import Euler, Renoise, UniPC
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -96,7 +97,7 @@ def test_equals_the_wan_pipeline_of_diffusers(
         text=text,
         negative_text=negative,
         schedule=schedule.from_diffusers(config, 8),
-        solver=DIFFUSERS_SOLVERS[config["_class_name"]],
+        solver=scheduler_of(config).solver,
         guidance=Guidance(scale=scale, batched=batched),
     )
     assert ours.shape == theirs.shape
