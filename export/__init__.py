@@ -1,1 +1,81 @@
-"""Step graphs with explicit state, for other runtimes."""
+"""Step graphs with explicit state, for runtimes other than torch.
+
+`livereel export` writes a model that streams as a package: a folder of graphs and their weights
+with a manifest (`livereel.engine.package` describes that). No graph keeps anything between calls:
+all state goes in and comes out. Nor do they draw noise or know about prompts' changes, windows and
+seeds; that is the loop below. Batches are 1, shapes fixed. Latents, flow and frames are float32;
+text, keys, values and caches have the manifest's dtype.
+
+Letters: C latent channels, H W latent height and width, T `chunk_latents`, T1
+`first_chunk_latents`, S `latent.past`, L `max_sequence_length`, D `latent.text_width`, n tokens a
+latent frame, h heads, d head width. A latent frame stands for `temporal_factor` (4) frames, a
+stream's first one for 1.
+
+    text_encode       tokens [1,L] int64, mask [1,L] int64 (1 for a prompt's own tokens)
+                      -> text [1,L,D]
+    text_kv           text -> text_k, text_v [layers,L,h,d]: once for each prompt
+    denoise_first     latent [1,C,T1,H,W], timestep [1] on 0..1000, text_k, text_v
+                      -> flow like latent, k, v [layers,T1,n,h,d]
+    denoise           latent [1,C,T,H,W], timestep [1], text_k, text_v,
+                      past_k, past_v [layers,S,n,h,d], positions [S+T] int64
+                      -> flow like latent, k, v [layers,T,n,h,d]
+    vae_decode_first  latent [1,C,1,H,W] -> frames [1,3,1,height,width] in [-1,1], next_cache_NN
+    vae_decode_one    latent [1,C,1,H,W], cache_NN -> frames [1,3,4,height,width], next_cache_NN
+    vae_decode        latent [1,C,T,H,W], cache_NN -> frames [1,3,4T,height,width], next_cache_NN
+    vae_encode_first  frames [1,3,1,height,width] -> latent [1,C,1,H,W], next_cache_NN
+    vae_encode        frames [1,3,4,height,width], cache_NN -> latent [1,C,1,H,W], next_cache_NN
+
+`denoise_first` makes a stream's first chunk and `denoise` all others, each called once for every
+timestep and once more, at `context_noise` and with the clean latents, for the `k` and `v` that
+later chunks see; those of the other calls are dropped. Keys are not rotated: `past_k` and `past_v`
+hold latent frames in any order, and `positions` says where in time each one is, those of the past
+first: 0 for the oldest one that is there, the chunk's own behind the newest. -1 stands for one that
+is not there. So a ring can be given as it lies, and a chunk of fewer than T latent frames is padded
+and its surplus marked by -1. What a chunk sees are the newest `window - T` latent frames before it,
+and the stream's first `sinks`.
+
+The VAE's `next_cache_NN` are the `cache_NN` of the next call, whichever graph that is (the
+manifest's `state` says so). Latents are as the DiT has them; `latent.mean` and `latent.std` give
+the VAE's own scale. Flow is noise minus data at `sigma = timestep / 1000`.
+
+A stream in plain onnxruntime and numpy, for a model whose first chunk is one latent frame:
+
+    import json, numpy as np, onnxruntime
+
+    manifest = json.load(open(f"{package}/manifest.json"))
+    graphs, latent, stream = manifest["graphs"], manifest["latent"], manifest["stream"]
+    loaded = {name: onnxruntime.InferenceSession(f"{package}/{graph['file']}")
+              for name, graph in graphs.items()}
+
+    def run(name, *values):
+        names = [x["name"] for x in graphs[name]["inputs"]]
+        return loaded[name].run(None, dict(zip(names, values)))
+
+    def past(old, new):
+        return np.concatenate([old, new], axis=1)[:, -latent["past"]:]
+
+    prompt = run("text_kv", text)
+    past_k, past_v = (np.zeros(x["shape"], x["dtype"]) for x in graphs["denoise"]["inputs"][4:6])
+    sigmas = np.float32(stream["timesteps"] + [0]) / 1000
+    for chunk in range(chunks):
+        count = stream["chunk_latents"] if chunk else 1
+        seen = min(latent["past"], (chunk > 0) + max(0, chunk - 1) * stream["chunk_latents"])
+        places = [-1] * (latent["past"] - seen) + list(range(seen + count))
+        more = (past_k, past_v, np.int64(places)) if chunk else ()
+        graph, shape = "denoise" if chunk else "denoise_first", (
+            1, latent["channels"], count, latent["height"], latent["width"])
+        x = noise(chunk, 0, shape)
+        for i, time in enumerate(stream["timesteps"]):
+            flow = run(graph, x, np.float32([time]), *prompt, *more)[0]
+            clean = x - sigmas[i] * flow
+            fresh = stream["solver"] == "renoise" and sigmas[i + 1] > 0
+            other = noise(chunk, i + 1, shape) if fresh else clean + flow
+            x = (1 - sigmas[i + 1]) * clean + sigmas[i + 1] * other
+        _, k, v = run(graph, x, np.float32([stream["context_noise"]]), *prompt, *more)
+        past_k, past_v = past(past_k, k), past(past_v, v)
+        frames, *caches = run("vae_decode", x, *caches) if chunk else run("vae_decode_first", x)
+        show(frames)
+
+`text` is what `text_encode` gives, `noise(chunk, step, shape)` standard normal numbers (LiveReel's
+own are `livereel.engine.sampling.noise.normal`, in C++ `csrc/philox.h`).
+"""
