@@ -183,6 +183,9 @@ class Resumed(Struct, frozen=True, kw_only=True, tag="resumed"):
     pts: int
 
 
+Reason: TypeAlias = Literal["finished", "closed", "idle", "lifetime", "draining", "failed"]
+
+
 class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
     """The stream's last event. After "draining" `snapshot` is what it can be gone on from.
 
@@ -190,10 +193,12 @@ class Ended(Struct, frozen=True, kw_only=True, tag="ended"):
     "lifetime" are limits, "failed" follows an error.
     """
 
-    reason: Literal["finished", "closed", "idle", "lifetime", "draining", "failed"]
+    reason: Reason
     snapshot: bytes | None = None
 
 
+EngineEvent: TypeAlias = Applied | ChunkMade | DeadlineMissed | Failed | Ended
+"""What the engine's process tells of a session."""
 Event: TypeAlias = Applied | ChunkReady | DeadlineMissed | Failed | Resumed | Ended
 
 

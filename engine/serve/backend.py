@@ -1,0 +1,68 @@
+"""What makes chunks in the engine's process: a loaded model, or what plays one in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .admission import Kind
+from .messages import ModelInfo, Reset, Spec, Update
+
+if TYPE_CHECKING:
+    from ..types import Chunk
+
+
+class Stream(Protocol):
+    """A session, its next chunk being number `chunk` with the first frame `pts`."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def pts(self) -> int: ...
+    @property
+    def kind(self) -> Kind:
+        """What its passes cost hangs on."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for streams whose next chunks can be made in one pass."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that it holds."""
+
+    def update(self, control: Update | Reset) -> None:
+        """Queue a control for the next chunk. Raises `InputError` or `ResourceError`."""
+
+    def snapshot(self, *, light: bool) -> bytes:
+        """Its state."""
+
+    def close(self) -> None:
+        """Let go of its memory."""
+
+
+class Backend(Protocol):
+    """Opens streams and steps them."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+    @property
+    def most(self) -> int:
+        """How many streams can be stepped in one pass."""
+
+    def check(self, spec: Spec) -> None:
+        """Raise `InputError` for a size that cannot be, `ResourceError` for one that memory does
+        not suffice for; takes none."""
+
+    def open(self, spec: Spec, *, chunk: int | None, pts: int | None) -> Stream:
+        """A stream that numbers its next chunk and frame so. Raises `InputError`."""
+
+    def step(self, streams: Sequence[Stream]) -> list[Chunk]:
+        """The next chunk of each, in one pass; they have one `key`. When it raises, each stands
+        where it stood."""

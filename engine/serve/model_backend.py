@@ -1,0 +1,146 @@
+"""A loaded model as the engine's process steps it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..engine import Engine
+from ..errors import InputError, ResourceError
+from ..memory import available, estimate, gigabytes
+from .admission import Kind
+from .messages import ModelInfo, Reset, Spec, Update
+
+if TYPE_CHECKING:
+    from ..session import Session
+    from ..types import Chunk, Frames
+
+
+class ModelStream:
+    """A session of the engine."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.fps = session, session.fps
+        self.width, self.height = session.size
+
+    @property
+    def chunk(self) -> int:
+        """The next chunk's number."""
+        return self.session.next_chunk
+
+    @property
+    def pts(self) -> int:
+        """Its first frame's."""
+        return self.session.next_frame
+
+    @property
+    def kind(self) -> Kind:
+        """What its passes cost hangs on."""
+        return Kind(self.width, self.height, self.session.steps)
+
+    @property
+    def key(self) -> Hashable:
+        """Streams are stepped one by one."""
+        return id(self)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that it holds."""
+        return self.session.state_bytes
+
+    def update(self, control: Update | Reset) -> None:
+        """Queue a control."""
+        if isinstance(control, Reset):
+            self.session.reset()
+        else:
+            self.session.update(
+                prompt=control.prompt, seed=control.seed, steps=control.steps,
+                recache=control.recache,
+            )  # fmt: skip
+
+    def snapshot(self, *, light: bool) -> bytes:
+        """As `Session.snapshot`."""
+        return self.session.snapshot(light=light)
+
+    def close(self) -> None:
+        """End the session."""
+        self.session.close()
+
+
+class ModelBackend:
+    """Runs a model that streams."""
+
+    most = 1
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        """Raises `InputError` for a model that makes whole clips only."""
+        if not engine.streams:
+            raise InputError(f"{name} makes whole clips, not streams; serve wants one that streams")
+        config, factor = engine.config, engine.runner.vae.temporal_factor
+        self._engine = engine
+        self.model = ModelInfo(
+            name=name,
+            width=config.width,
+            height=config.height,
+            fps=config.fps,
+            steps=len(config.timesteps),
+            size_step=engine.size_step,
+            chunk_frames=config.chunk_latents * factor,
+            first_chunk_frames=(config.first_chunk_latents - 1) * factor + 1,
+            device=str(engine.device),
+            dtype=str(engine.dtype).removeprefix("torch."),
+        )
+
+    @classmethod
+    def load(cls, model: str, device: str, dtype: str) -> ModelBackend:
+        """As `Engine.load`."""
+        return cls(Engine.load(model, device, dtype), Path(model).name)
+
+    def check(self, spec: Spec) -> None:
+        """Raise `ResourceError` where memory does not suffice for the session's size."""
+        engine = self._engine
+        if spec.snapshot is not None:
+            return
+        width, height = spec.width or self.model.width, spec.height or self.model.height
+        need = estimate(engine.folder, width=width, height=height, dtype=self.model.dtype)
+        wanted = need.kv_ring + need.conv_caches + need.activations
+        free = available("cpu" if engine.device.type == "cpu" else str(engine.device))
+        if free is not None and wanted > free:
+            raise ResourceError(
+                f"the session would need about {gigabytes(wanted)} at {width}x{height}; "
+                f"{gigabytes(free)} are free"
+            )
+
+    def open(self, spec: Spec, *, chunk: int | None, pts: int | None) -> ModelStream:
+        """Open or restore a session."""
+        engine = self._engine
+        if spec.snapshot is not None:
+            session = engine.restore(spec.snapshot, fps=spec.fps, pace=spec.pace)
+        else:
+            width, height = spec.width or self.model.width, spec.height or self.model.height
+            image = None if spec.image is None else _picture(spec.image, width, height)
+            session = engine.open(
+                spec.prompt or "", seed=spec.seed, steps=spec.steps, width=width, height=height,
+                fps=spec.fps, pace=spec.pace, image=image,
+            )  # fmt: skip
+        session.renumber(
+            chunk=session.next_chunk if chunk is None else chunk,
+            frame=session.next_frame if pts is None else pts,
+        )
+        return ModelStream(session)
+
+    def step(self, streams: Sequence[ModelStream]) -> list[Chunk]:
+        """The next chunk of each."""
+        return [next(stream.session) for stream in streams]
+
+
+def _picture(data: bytes, width: int, height: int) -> Frames:
+    if len(data) != width * height * 3:
+        raise InputError(
+            f"the image has {len(data)} bytes; wanted {width * height * 3}, "
+            f"RGB of {width}x{height} pixels"
+        )
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3).copy()

@@ -1,0 +1,376 @@
+"""All sessions of an engine: admitted, stepped in the scheduler's order, ended.
+
+No clock is read and nothing is sent but through what is handed in, so that all of it can be tested
+in no time.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ResourceError
+from ..native import FrameRing
+from .admission import CAPACITY, Costs, Kind, load
+from .messages import (
+    KINDS,
+    Applied,
+    ChunkMade,
+    Control,
+    DeadlineMissed,
+    Ended,
+    EngineState,
+    Failed,
+    Opened,
+    Pause,
+    Reset,
+    Resume,
+    SessionState,
+    Spec,
+    Stats,
+    Update,
+)
+from .scheduler import Scheduler, Turn
+from .worker_client import Busy, Gone, Rejected
+
+if TYPE_CHECKING:
+    from ..types import Chunk
+    from .backend import Backend, Stream
+    from .messages import EngineEvent, Reason
+
+SLOTS = 4
+"""Chunks in a session's ring: one that is shown, one that waits, and room to work in."""
+MAX_WAITING = 100
+"""Controls that may wait for a session's next chunk."""
+WARM_UP = "a red circle moving right on a black background"
+_WARM_UPS = 4
+_TRIES = 3
+"""Passes for a chunk that memory ran out in, before its session is given up."""
+_AGAIN_S = 1.0
+_SAVE_S = 2.0
+_SMALL = 1 << 20
+"""Bytes of a snapshot that are saved every `_SAVE_S`; larger ones are in proportion."""
+_RETRY_S = 5.0
+_POLL_S = 0.02
+"""How soon it is seen that a ring has room again."""
+_FINISH = 0.8
+"""The share of a drain's time in which streams that have an end may come to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many sessions there may be, how long each unwatched, and how long at all."""
+
+    sessions: int = 64
+    idle_s: float = 120.0
+    lifetime_s: float = 6 * 3600.0
+
+
+@dataclass
+class _Session:
+    id: str
+    stream: Stream
+    ring: FrameRing
+    turn: Turn
+    end: float
+    opened: float
+    renewed: float
+    saved: float
+    save_every: float = _SAVE_S
+    waiting: list[Update | Reset] = field(default_factory=list)
+    chunks: int = 0
+    missed: int = 0
+    failures: int = 0
+
+
+class Table:
+    """The sessions of one engine.
+
+    `tell` gets the events of their streams, `keep` the light snapshots that are taken in passing.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        limits: Limits,
+        tell: Callable[[str, EngineEvent], None],
+        keep: Callable[[str, bytes], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend, self._limits = backend, limits
+        self._tell, self._keep, self._clock = tell, keep, clock
+        self._sessions: dict[str, _Session] = {}
+        self._costs = Costs(most=backend.most)
+        self._scheduler = Scheduler(
+            has_room=lambda session: self._sessions[session].ring.room > 0,
+            batch_cost=self._costs.of,
+            most=self._costs.most,
+        )
+        self._drained_by = math.inf
+        self._draining = False
+        self._made = self._batched = 0
+        self.pass_began: float | None = None
+        """When the pass that is running began."""
+
+    def warm_up(self) -> None:
+        """Make a few chunks of the model's own size: then it is known what a pass costs, alone and
+        for as many sessions as can share one."""
+        spec = Spec(prompt=WARM_UP)
+        self._backend.check(spec)
+        streams = [
+            self._backend.open(spec, chunk=None, pts=None) for _ in range(self._backend.most)
+        ]
+        for count in sorted({1, len(streams)}, reverse=True):
+            for _ in range(_WARM_UPS):
+                start, full = self._clock(), streams[0].chunk > 0
+                self._backend.step(streams[:count])
+                if full:
+                    self._costs.note(streams[0].kind, count, self._clock() - start)
+        for stream in streams:
+            stream.close()
+
+    # Commands
+
+    def open(
+        self, session: str, spec: Spec, chunk: int | None, pts: int | None
+    ) -> tuple[Opened, int]:
+        """Admit a session, which numbers its next chunk and frame so; gives the file descriptor of
+        its ring, too. Raises `Busy`, `InputError`."""
+        model, now = self._backend.model, self._clock()
+        if self._draining:
+            raise Busy("the server is going down", _RETRY_S)
+        if len(self._sessions) >= self._limits.sessions:
+            raise Busy(f"{self._limits.sessions} sessions are open already", self._retry_s(now))
+        fps = spec.fps or model.fps
+        kind = Kind(
+            spec.width or model.width, spec.height or model.height, spec.steps or model.steps
+        )
+        if spec.live and self._load((kind, model.chunk_frames / fps)) > CAPACITY:
+            raise Busy("there is no time left for one more session", self._retry_s(now))
+        try:
+            self._backend.check(spec)
+            stream = self._backend.open(spec, chunk=chunk, pts=pts)
+            size = model.chunk_frames * stream.height * stream.width * 3
+            ring = FrameRing.create(slots=SLOTS, slot_bytes=size, drop_oldest=False)
+        except (ResourceError, RuntimeError) as error:
+            raise Busy(str(error), self._retry_s(now)) from error
+        chunk_s = model.chunk_frames / stream.fps
+        turn = Turn(
+            session,
+            stream.kind,
+            stream.key,
+            chunk_s,
+            self._costs.of(stream.kind, 1),
+            now,
+            spec.live,
+        )
+        self._sessions[session] = _Session(
+            session, stream, ring, turn, stream.pts + (spec.frames or math.inf), now, now, now
+        )
+        self._scheduler.add(turn)
+        opened = Opened(
+            session=session, width=stream.width, height=stream.height, fps=stream.fps,
+            chunk=stream.chunk, pts=stream.pts, expected_s=turn.cost_s,
+        )  # fmt: skip
+        return opened, ring.fileno()
+
+    def steer(self, session: str, control: Control) -> None:
+        """Take a control in. Raises `Gone`, and `InputError` for one that cannot be."""
+        found = self._find(session)
+        found.renewed = self._clock()
+        if isinstance(control, (Pause, Resume)):
+            found.turn.pause(isinstance(control, Pause), self._clock())
+            self._applied(found, control, found.stream.chunk, found.stream.pts)
+            return
+        if len(found.waiting) >= MAX_WAITING:
+            raise Rejected(f"{MAX_WAITING} controls wait already for the next chunk")
+        found.stream.update(control)
+        found.waiting.append(control)
+
+    def save(self, session: str, *, light: bool) -> bytes:
+        """A session's snapshot. Raises `Gone`."""
+        found = self._find(session)
+        found.renewed = self._clock()
+        return found.stream.snapshot(light=light)
+
+    def renew(self, session: str) -> None:
+        """Somebody watches."""
+        if session in self._sessions:
+            self._sessions[session].renewed = self._clock()
+
+    def close(self, session: str) -> None:
+        """End a session, if it is there."""
+        if session in self._sessions:
+            self._end(self._sessions[session], "closed")
+
+    def drain(self, grace_s: float) -> None:
+        """Admit nobody; end streams, but those that have an end have most of the time for it."""
+        self._draining = True
+        self._drained_by = self._clock() + _FINISH * grace_s
+        for session in list(self._sessions.values()):
+            if session.end == math.inf:
+                self._end(session, "draining", session.stream.snapshot(light=True))
+
+    def state(self) -> EngineState:
+        """All of it in numbers."""
+        now = self._clock()
+        return EngineState(
+            sessions=tuple(
+                SessionState(
+                    session=s.id, state="paused" if s.turn.paused else "running", chunks=s.chunks,
+                    missed=s.missed, queued=len(s.waiting), kv_bytes=s.stream.state_bytes,
+                    age_s=now - s.opened,
+                )
+                for s in self._sessions.values()
+            ),
+            load=self._load(),
+            chunks=self._made,
+            batched=self._batched,
+            memory_bytes=_resident(),
+        )  # fmt: skip
+
+    @property
+    def full(self) -> bool:
+        """Whether a session of the model's own size and rate would be refused."""
+        model = self._backend.model
+        kind = Kind(model.width, model.height, model.steps)
+        crowded = len(self._sessions) >= self._limits.sessions
+        return crowded or self._load((kind, model.chunk_frames / model.fps)) > CAPACITY
+
+    # Work
+
+    def patience(self) -> float:
+        """Seconds in which there will be nothing to do, unless a command comes."""
+        now = self._clock()
+        wake = min(1.0, self._scheduler.wake(now))
+        stuck = any(not s.turn.paused and not s.ring.room for s in self._sessions.values())
+        return min(wake, _POLL_S) if stuck else wake
+
+    def step(self) -> None:
+        """End what has outlived its limits, and make the chunks that are due first."""
+        now = self._clock()
+        for session in list(self._sessions.values()):
+            if now - session.opened > self._limits.lifetime_s:
+                self._end(session, "lifetime")
+            elif session.turn.live and now - session.renewed > self._limits.idle_s:
+                self._end(session, "idle")
+            elif now > self._drained_by:
+                self._end(session, "draining", session.stream.snapshot(light=True))
+        group = self._scheduler.pick(self._clock())
+        if group:
+            self._make([self._sessions[turn.session] for turn in group])
+
+    def _make(self, group: Sequence[_Session]) -> None:
+        start = self._clock()
+        waits = [max(0.0, start - self._scheduler.release(s.turn)) for s in group]
+        full = all(session.stream.chunk > 0 for session in group)
+        self.pass_began = start
+        try:
+            chunks = self._backend.step([session.stream for session in group])
+        except Exception as error:
+            if len(group) > 1:  # one of them; the others are not to suffer for it
+                for session in group:
+                    self._make([session])
+            else:
+                self._failed(group[0], error)
+            return
+        finally:
+            self.pass_began = None
+        took = self._clock() - start
+        if full:
+            self._costs.note(group[0].turn.kind, len(group), took)
+        self._batched += len(group) > 1
+        for session, chunk, wait in zip(group, chunks, waits, strict=True):
+            self._send(session, chunk, wait if math.isfinite(wait) else 0.0, len(group))
+
+    def _send(self, session: _Session, chunk: Chunk, wait: float, batch: int) -> None:
+        now, turn, stream = self._clock(), session.turn, session.stream
+        frames = chunk.frames[: int(min(len(chunk.frames), session.end - chunk.pts))]
+        session.failures = 0
+        session.chunks += 1
+        self._made += 1
+        session.ring.write(frames, tag=chunk.index)
+        late = turn.made(now, len(frames) / chunk.stats.rate)
+        turn.kind, turn.key = stream.kind, stream.key
+        turn.cost_s = self._costs.of(stream.kind, 1)
+        for control in session.waiting:
+            self._applied(session, control, chunk.index, chunk.pts)
+        session.waiting.clear()
+        if late > 0:
+            session.missed += 1
+            self._tell(session.id, DeadlineMissed(chunk=chunk.index, late_s=late))
+        stats = Stats(**vars(chunk.stats), wait_s=wait, batch=batch)
+        self._tell(
+            session.id,
+            ChunkMade(
+                chunk=chunk.index, pts=chunk.pts, count=len(frames), made=now, stats=stats
+            ),
+        )  # fmt: skip
+        if chunk.pts + len(frames) >= session.end:
+            self._end(session, "finished")
+        elif now - session.saved >= session.save_every:
+            snapshot = stream.snapshot(light=True)
+            session.saved = self._clock()
+            session.save_every = _SAVE_S * max(1.0, len(snapshot) / _SMALL)
+            self._keep(session.id, snapshot)
+
+    def _failed(self, session: _Session, error: Exception) -> None:
+        """A pass for this session alone raised."""
+        session.failures += 1
+        if not isinstance(error, ResourceError):
+            traceback.print_exception(error, file=sys.stderr)
+            failed = Failed(code="internal", message="the chunk could not be made", retryable=True)
+            self._tell(session.id, failed)
+            self._end(session, "failed")
+            return
+        self._tell(session.id, Failed(code="memory", message=str(error), retryable=True))
+        session.turn.not_before = self._clock() + _AGAIN_S
+        if session.failures >= _TRIES:
+            self._end(session, "failed")
+
+    def _applied(self, session: _Session, control: Control, chunk: int, frame: int) -> None:
+        applied = Applied(
+            event_id=control.event_id, kind=KINDS[type(control)], chunk=chunk, first_frame=frame
+        )
+        self._tell(session.id, applied)
+
+    def _end(self, session: _Session, reason: Reason, snapshot: bytes | None = None) -> None:
+        del self._sessions[session.id]
+        self._scheduler.remove(session.id)
+        session.stream.close()
+        self._tell(session.id, Ended(reason=reason, snapshot=snapshot))
+
+    def _find(self, session: str) -> _Session:
+        if session not in self._sessions:
+            raise Gone("there is no such session")
+        return self._sessions[session]
+
+    def _load(self, *more: tuple[Kind, float]) -> float:
+        open_: dict[Kind, list[float]] = {}
+        running = [(s.turn.kind, s.turn.chunk_s) for s in self._sessions.values() if s.turn.live]
+        for kind, chunk_s in [*running, *more]:
+            open_.setdefault(kind, []).append(chunk_s)
+        return load(self._costs, open_)
+
+    def _retry_s(self, now: float) -> float:
+        """When a session may have ended."""
+        ends = [
+            min(
+                (session.end - session.stream.pts) / session.stream.fps,
+                session.opened + self._limits.lifetime_s - now,
+            )
+            for session in self._sessions.values()
+        ]
+        return min(60.0, max(1.0, min(ends))) if ends and min(ends) < 60 else _RETRY_S
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096
