@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from transformers import AutoTokenizer, T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from livereel.engine.engine import Engine
-from livereel.engine.errors import InputError
+from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.sampling.noise import normal
+from livereel.engine.sampling.stream import StreamState
 from livereel.engine.text.vocabulary import build_tokenizer, save_tokenizer
 
 SCHEDULE: dict[str, Any] = dict(
@@ -145,10 +148,6 @@ def test_a_video_is_changed_as_far_as_asked(folder: Path) -> None:
 
 
 def test_clips_without_a_scheduler_that_is_known_are_refused(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from livereel.engine.errors import CheckpointError
-
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (other / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
@@ -168,3 +167,110 @@ def test_sizes_that_patches_do_not_tile_are_refused(folder: Path) -> None:
         engine.generate(
             PROMPT, frames=1, width=48, height=32, image=np.zeros((32, 48, 3), np.uint8)
         )
+
+
+RECIPE: dict[str, Any] = {
+    "chunk_latents": 2,
+    "first_chunk_latents": 1,
+    "window": 5,
+    "timesteps": [999.0, 749.0, 499.0, 249.0],
+    "solver": "ddim",
+    "shift": 3.0,
+    "guidance_scale": 3.0,
+    "fps": 8,
+    "max_sequence_length": 9,
+    "width": 48,
+    "height": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def streaming(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    path = tmp_path_factory.mktemp("streaming") / "model"
+    shutil.copytree(folder, path)
+    (path / "livereel.json").write_text(json.dumps(RECIPE))
+    return Engine.load(path, device="cpu", dtype="float32")
+
+
+def latents_of(engine: Engine, chunks: int) -> torch.Tensor:
+    """The clean latents of a stream's first chunks, sampled as a session does."""
+    runner, config = engine.runner, engine.config
+    sampler = runner.sampler(config, 48, 32)
+    state = StreamState(prompt=PROMPT, seed=5, steps=4, width=48, height=32)
+    text, nothing = (
+        runner.transformer.text_kv(runner.encode_text(prompt, 9)) for prompt in (PROMPT, "")
+    )
+    made = []
+    with torch.inference_mode():
+        for _ in range(chunks):
+            sampler.remember(state, text)
+            latents = sampler.sample(state, text, nothing)
+            sampler.keep(state, latents)
+            made.append(latents)
+    return torch.cat(made, dim=2)
+
+
+def test_a_stream_is_decoded_exactly(streaming: Engine) -> None:
+    """Frames of a session are those of its latents, decoded in the same chunks by diffusers."""
+    session = streaming.open(PROMPT, seed=5, frames=17)
+    chunks = [chunk.frames for chunk in session]
+    assert [len(frames) for frames in chunks] == [1, 8, 8]
+    latents = latents_of(streaming, 3) / 0.7
+    vae = AutoencoderKLCogVideoX.from_pretrained(streaming.folder.path / "vae")
+    caches, parts = None, []
+    with torch.no_grad():
+        for part in latents.split([1, 2, 2], dim=2):
+            frames, caches = vae.decoder(part, conv_cache=caches)
+            parts.append(frames)
+    wanted = (torch.cat(parts, dim=2)[0].permute(1, 2, 3, 0).clamp(-1, 1) + 1) * 127.5
+    assert np.abs(np.concatenate(chunks) - wanted.numpy()).max() <= 0.5 + 1e-2
+
+
+def test_a_stream_s_latents_are_diffusers_denoising_of_each_window(streaming: Engine) -> None:
+    """The first chunk alone, each later one behind its clean past, by the definition."""
+    ours = latents_of(streaming, 3)
+    dit = streaming.runner.transformer
+    text = torch.cat([streaming.runner.encode_text(p, 9) for p in (PROMPT, "")])
+    solver = CogVideoXDDIMScheduler(**SCHEDULE, snr_shift_scale=3.0)
+    solver.set_timesteps(4)
+    assert solver.timesteps.tolist() == RECIPE["timesteps"]
+    made = torch.zeros(1, 4, 0, 4, 6)
+    with torch.no_grad():
+        for chunk, count in enumerate([1, 2, 2]):
+            past, x = made[:, :, -3:], normal(5, chunk, 0, (1, 4, count, 4, 6))
+            for t in solver.timesteps.tolist():
+                both = torch.cat([past, x], dim=2).expand(2, -1, -1, -1, -1)
+                times = torch.tensor([[0.0] * past.shape[2] + [t] * count]).expand(2, -1)
+                yes, no = dit(both, times, text)[:, :, past.shape[2] :].chunk(2)
+                x = solver.step(no + 3.0 * (yes - no), int(t), x, return_dict=False)[0]
+            made = torch.cat([made, x], dim=2)
+    torch.testing.assert_close(ours, made, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stream_goes_on_from_a_snapshot_bitwise(streaming: Engine) -> None:
+    whole = [chunk.frames for chunk in streaming.open(PROMPT, seed=5, frames=25)]
+    session = streaming.open(PROMPT, seed=5)
+    for _ in range(2):
+        next(session)
+    restored = streaming.restore(session.snapshot(), frames=16)
+    rest = [chunk.frames for chunk in restored]
+    assert np.array_equal(np.concatenate(rest), np.concatenate(whole[2:]))
+    light = streaming.restore(session.snapshot(light=True), frames=8)
+    assert next(light).frames.shape == (8, 32, 48, 3)
+
+
+def test_a_stream_starts_from_a_picture_and_takes_another_prompt(streaming: Engine) -> None:
+    picture = np.full((32, 48, 3), 90, np.uint8)
+    session = streaming.open(PROMPT, image=picture, frames=17)
+    first = next(session)
+    assert first.frames.shape[0] == 1
+    session.update(prompt=NEGATIVE, recache=True)
+    second = next(session)
+    assert second.applied == ("update",) and len(second.frames) == 8
+
+
+def test_generate_streams_where_there_is_a_recipe(streaming: Engine) -> None:
+    assert streaming.streams
+    video = streaming.generate(PROMPT, seed=5, frames=9)
+    session = streaming.open(PROMPT, seed=5, frames=9)
+    assert np.array_equal(video.frames, np.concatenate([chunk.frames for chunk in session]))
