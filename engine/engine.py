@@ -64,6 +64,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         provider: str = "auto",
+        decoder: str | Path = "own",
     ) -> Engine:
         """Load `model`: "demo", a folder in diffusers' layout (see `livereel convert`), or a
         package that `livereel export` wrote.
@@ -71,7 +72,9 @@ class Engine:
         `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; `dtype` is "auto"
         (bfloat16 where the chip has it), "float32", "bfloat16" or "float16". A package has the
         dtype that it was exported in. `provider` is what onnxruntime runs an ONNX package by:
-        "auto" (the device's own), "cpu", "cuda" or "tensorrt".
+        "auto" (the device's own), "cpu", "cuda" or "tensorrt". `decoder` is the VAE's "own", or a
+        far smaller one of TAEHV's: "tiny", which lies in the folder's `tiny_decoder/`, or the path
+        of a .safetensors file.
 
         Raises `CheckpointError` for a folder that is no model or damaged, `InputError` for an
         unknown device or dtype, `ResourceError` for a device that is not there or has too little
@@ -79,12 +82,17 @@ class Engine:
         """
         if is_package(model):
             package = open_package(model)
+            if decoder != "own":
+                raise InputError(f"{model} is a package, which has its own decoder")
             return cls(package.folder, load_package(package, device, dtype, provider))
         if provider != "auto":
             raise InputError(f"provider {provider!r:.40} is for ONNX packages; {model} is a model")
         picked = pick_device(device)
         folder = open_folder(DEMO if model == "demo" else model)
         runner = TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked))
+        if decoder != "own":
+            tiny = folder.path / "tiny_decoder" if decoder == "tiny" else Path(decoder)
+            runner = runner.with_decoder(tiny)
         return cls(folder, runner, Loras(runner.modules, runner.refresh))
 
     @shortage_told()

@@ -41,6 +41,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    """`--decoder`."""
+    parser.add_argument(
+        "--decoder",
+        default="own",
+        help='what makes pictures of latents: the VAE\'s "own", "tiny", which lies in the model\'s '
+        "tiny_decoder/, or a .safetensors file of TAEHV's (default: own)",
+    )
+
+
 def seconds(text: str) -> float:
     """A length of time."""
     return _above_zero(text, MAX_SECONDS)
@@ -144,10 +154,13 @@ def resolve(device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_engine(options: argparse.Namespace) -> Engine:
-    """Load the model that `add_model`'s options name. Imports torch, which takes seconds."""
+    """Load the model that `add_model`'s and `add_decoder`'s options name. Imports torch, which
+    takes seconds."""
     from ..engine import Engine
 
-    return Engine.load(options.model, device=options.device, dtype=options.dtype)
+    return Engine.load(
+        options.model, device=options.device, dtype=options.dtype, decoder=options.decoder
+    )
 
 
 def find_model(name: str) -> ModelFolder:

@@ -57,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the scores as JSON")
     arguments.add_model(parser)
+    arguments.add_decoder(parser)
 
 
 def run(options: argparse.Namespace) -> int:

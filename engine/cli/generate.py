@@ -117,6 +117,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
     arguments.add_model(parser)
+    arguments.add_decoder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -133,8 +134,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> _Plan:
     """Everything that can be wrong without loading the model, cheapest first."""
-    from ..media.reader import read_clip, read_image
-
     folder = arguments.find_model(options.model)
     known = len(folder.stream.timesteps)
     if folder.has_recipe and options.steps is not None and options.steps > known:
@@ -152,6 +151,8 @@ def _check(options: argparse.Namespace) -> _Plan:
                 f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
                 f"a video has 1 to {MAX_FRAMES}"
             )
+    from ..media.reader import read_clip, read_image
+
     if options.video is not None:
         most = MAX_FRAMES if frames is None else frames
         video = read_clip(options.video, width, height, fps, most, cut=frames is not None)

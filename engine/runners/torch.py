@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -21,6 +22,7 @@ from ..layers.layout import channels_last
 from ..layers.packed import to_bytes as to_bytes_natively
 from ..layers.road import pick_road
 from ..models.clip.vision import ImageEncoder
+from ..models.taehv.decoder import TinyDecoder, TinyVAE
 from ..sampling.gathered import Gathered
 from ..sampling.schedule import TRAIN_TIMESTEPS
 from ..sampling.stream import StreamSampler
@@ -146,6 +148,15 @@ class TorchRunner:
             denoiser = Windowed(transformer) if cached is None else Gathered(cached)
         return cls(transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes)
 
+    def with_decoder(self, path: Path) -> TorchRunner:
+        """The same model with the tiny decoder of this file or folder in place of the VAE's own.
+
+        Raises `CheckpointError` for what is none, or not for this VAE's latents.
+        """
+        decoder = TinyDecoder.load(path, device=self.device, dtype=self.dtype)
+        to_bytes = self.to_bytes if self.road == "triton" else to_pixels_reference
+        return replace(self, vae=TinyVAE(self.vae, decoder), to_bytes=to_bytes)
+
     @property
     def modules(self) -> nn.ModuleDict:
         """The DiTs, by the names of their folders."""
@@ -161,8 +172,10 @@ class TorchRunner:
 
     @property
     def layout(self) -> str:
-        """How the ring and the caches of a stream lie in memory: that of "torch", or "triton"'s."""
-        return "triton" if self.road == "triton" else "torch"
+        """How the ring and the caches of a stream lie in memory: that of "torch", or "triton"'s,
+        or with the caches of a tiny decoder."""
+        road = "triton" if self.road == "triton" else "torch"
+        return f"{road}, tiny" if isinstance(self.vae, TinyVAE) else road
 
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels."""

@@ -50,12 +50,12 @@ def test_options_stay_as_they_are() -> None:
         for name, command in commands.choices.items()
     }
     assert " ".join(options["generate"]) == (
-        "--device --dtype --fps --frames --help --image --model --output --seconds --seed --sheet "
-        "--size --steps"
+        "--decoder --device --dtype --extend --fps --frames --help --image --last-image --lora "
+        "--model --output --seconds --seed --sheet --size --steps --strength --video"
     )
     assert " ".join(options["eval"]) == (
-        "--changes --clips --device --dtype --help --json --minutes --model --scenes --seed "
-        "--streams"
+        "--changes --clips --decoder --device --dtype --help --json --minutes --model --scenes "
+        "--seed --streams"
     )
     assert options["info"] == ["--dtype", "--help", "--json", "--size"]
     assert options["convert"] == sorted(
