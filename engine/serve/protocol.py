@@ -47,8 +47,9 @@ class Create(_FromClient, tag="session.create"):
 
     `image` is the id of an uploaded picture that becomes the first frame. `resume` is the token of
     `session.created`, `last_frame` the newest frame that arrived before the cut, so that the next
-    one to come is its successor, and `pending` the controls whose answers did not arrive, which are
-    given again. With `resume` or `watch` the other fields are not looked at.
+    one to come is its successor (-1 asks for the newest), and `pending` the controls whose answers
+    did not arrive, which are given again. With `resume` or `watch` the other fields are not looked
+    at.
     """
 
     event_id: Id

@@ -105,7 +105,10 @@ class Streams:
         waiting = [asyncio.create_task(stream.wait()) for stream in self._open.values()]
         await self._engine.drain(self._limits.grace_s)
         if waiting:
-            await asyncio.wait(waiting, timeout=self._limits.grace_s)
+            await asyncio.wait(waiting, timeout=self._limits.grace_s / 2)
+            for stream in list(self._open.values()):  # what they have left takes too long to show
+                stream.let_go()
+            await asyncio.wait(waiting, timeout=self._limits.grace_s / 4)
 
     async def stop(self) -> None:
         """Let go of threads and tasks."""
@@ -118,12 +121,12 @@ class Streams:
     async def _join(
         self, stream: Stream, request: protocol.Create, viewer: Viewer, *, owner: bool
     ) -> None:
-        last = None if request.resume is None else request.last_frame
+        last = request.last_frame if request.resume is not None else -1
         await stream.join(
             viewer,
             event_id=request.event_id,
             owner=owner,
-            last_frame=last,
+            last_frame=last if last >= 0 else None,
             lease_s=self._limits.lease_s,
         )
 
