@@ -1,0 +1,207 @@
+"""The page in a real browser: it decodes what the real socket sends, frame for frame.
+
+The stream is the fake engine's, whose frames show their number as a row of squares and their
+prompt as a color; what is compared was read from the page's own pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from livereel.engine.serve.fake import FakeEngine, color_of, number_of
+from livereel.engine.serve.limits import Limits
+
+from .chromium import BINARY, Browser
+from .conftest import Live, MakeLive
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BINARY is None, reason="needs Chromium (Debian: apt install chromium)"),
+]
+
+RED, BLUE = "a red circle", "a blue star"
+
+# Reads the number and the color off each frame as it is shown, and when.
+PROBE = """
+globalThis.seen = [];
+globalThis.probe = () => {
+  const side = 128, pad = document.createElement("canvas");
+  pad.width = pad.height = side;
+  const pen = pad.getContext("2d", { willReadFrequently: true });
+  livereel.player.addEventListener("shown", ({ detail }) => {
+    pen.drawImage(livereel.player.element, 0, 0, side, side);
+    const row = pen.getImageData(0, 4, side, 1).data;
+    let number = 0;
+    for (let bit = 0; bit < 16; bit++) number |= (row[4 * (8 * bit + 4)] > 127) << bit;
+    const at = performance.timeOrigin + performance.now();
+    const [r, g, b] = pen.getImageData(64, 80, 1, 1).data;
+    seen.push({ number, told: detail.frame, rgb: [r, g, b], at });
+  });
+};
+"""
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    opened = Browser(tmp_path / "profile")
+    opened.call("Page.addScriptToEvaluateOnNewDocument", source=PROBE)
+    yield opened
+    opened.close()
+
+
+def start(browser: Browser, live: Live, query: str = "") -> None:
+    """Open the page, start a stream, and read every frame that is shown."""
+    browser.open(f"{live.url}/{query}")
+    write(browser, RED)
+    browser.until("livereel.player")
+    browser.eval("probe()")
+    browser.until("seen.length > 3")
+
+
+def write(browser: Browser, prompt: str) -> None:
+    browser.eval(
+        f"document.getElementById('text').value = '{prompt}';"
+        "document.getElementById('prompt').requestSubmit()"
+    )
+
+
+def seen(browser: Browser) -> list[dict[str, Any]]:
+    frames: list[dict[str, Any]] = browser.eval("seen")
+    return frames
+
+
+def has(frame: dict[str, Any], prompt: str) -> bool:
+    return bool(np.abs(np.array(frame["rgb"]) - color_of(prompt)).max() < 16)
+
+
+def in_order(frames: list[dict[str, Any]]) -> bool:
+    numbers = [frame["number"] for frame in frames]
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def test_the_new_prompt_shows_at_the_frame_that_was_announced(live: Live, browser: Browser) -> None:
+    start(browser, live)
+    write(browser, BLUE)
+    first = browser.until("livereel.applied?.first_frame")
+    browser.until(f"seen.at(-1).number >= {first} + 5")
+    frames = seen(browser)
+    assert in_order(frames)
+    assert all(frame["number"] == frame["told"] for frame in frames)
+    for frame in frames:
+        assert has(frame, BLUE if frame["number"] >= first else RED), frame
+    assert browser.eval("livereel.player.name") == "WebCodecs"
+    assert browser.eval("document.getElementById('n-control').textContent") != "–"
+    assert browser.errors == []
+
+
+def test_a_cut_loses_and_doubles_nothing(live: Live, browser: Browser) -> None:
+    start(browser, live)
+    for _ in range(3):
+        before = browser.eval("seen.length")
+        browser.eval("livereel.connection.socket.close()")
+        browser.until(f"seen.length > {before} + 8")
+    frames = seen(browser)
+    assert in_order(frames)
+    assert all(frame["number"] == frame["told"] for frame in frames)
+    assert live.server.streams.count == 1
+
+
+def test_a_reload_goes_on_with_the_same_stream(live: Live, browser: Browser) -> None:
+    start(browser, live)
+    session = browser.eval("livereel.created.session_id")
+    browser.open(live.url)
+    browser.until("livereel.frame > 8")
+    assert browser.eval("livereel.created.session_id") == session
+    assert browser.eval("document.getElementById('text').value") == RED
+
+
+def test_without_webcodecs_the_same_frames_play(live: Live, browser: Browser) -> None:
+    browser.call("Page.addScriptToEvaluateOnNewDocument", source="delete globalThis.VideoDecoder;")
+    start(browser, live)
+    write(browser, BLUE)
+    browser.until("seen.length > 20 && livereel.applied")
+    assert browser.eval("livereel.player.name") == "Media Source"
+    assert "no WebCodecs" in browser.eval("document.getElementById('notice').textContent")
+    first = browser.eval("livereel.applied.first_frame")
+    browser.until(f"seen.at(-1).number > {first} + 3")
+    frames = seen(browser)
+    numbers = [frame["number"] for frame in frames]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 0.5 * (numbers[-1] - numbers[0])
+    assert has(frames[-1], BLUE)
+
+
+def test_what_was_streamed_is_saved_without_encoding(live: Live, browser: Browser) -> None:
+    start(browser, live)
+    browser.eval("document.getElementById('record').click()")
+    first = browser.eval("livereel.recording.samples[0].frame")
+    browser.until("livereel.recording.samples.length > 40")
+    browser.eval("document.getElementById('record').click()")
+    data = browser.eval(
+        "livereel.file.arrayBuffer().then((whole) =>"
+        " btoa(Array.from(new Uint8Array(whole), (b) => String.fromCharCode(b)).join('')))"
+    )
+    with av.open(io.BytesIO(base64.b64decode(data))) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        assert float(stream.average_rate or 0) == pytest.approx(16, rel=0.01)
+    assert len(frames) > 40
+    assert [number_of(frame) for frame in frames] == list(range(first, first + len(frames)))
+
+
+def test_controls_and_words(make_live: MakeLive, browser: Browser) -> None:
+    live = make_live(engine=FakeEngine(limit=1), limits=Limits())
+    start(browser, live)
+    browser.eval("document.getElementById('pause').click()")
+    browser.until("document.getElementById('state').innerText === 'paused'")
+    time.sleep(0.3)
+    count = browser.eval("seen.length")
+    time.sleep(0.5)
+    assert browser.eval("seen.length") == count
+    browser.eval("document.getElementById('pause').click()")
+    browser.until(f"seen.length > {count}")
+    browser.eval("document.getElementById('dice').click()")
+    browser.until("livereel.control")
+    browser.eval("document.getElementById('stop').click()")
+    browser.until("document.getElementById('state').innerText === 'ended'")
+    assert browser.eval("document.getElementById('go').textContent") == "Start"
+
+    browser.eval("globalThis.fetch = () => Promise.reject()")
+    write(browser, RED)
+    browser.until("document.getElementById('notice').innerText.includes('cannot be reached')")
+    assert browser.errors == []
+
+
+def test_it_says_that_the_server_is_busy(make_live: MakeLive, browser: Browser) -> None:
+    live = make_live(engine=FakeEngine(limit=0))
+    browser.open(live.url)
+    write(browser, RED)
+    browser.until("document.getElementById('notice').innerText.includes('busy')")
+
+
+def test_it_fits_a_phone(live: Live, browser: Browser) -> None:
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2,
+        mobile=True,
+    )  # fmt: skip
+    start(browser, live)
+    assert browser.eval("document.documentElement.scrollWidth") <= 360
+
+
+def test_pixels_are_readable_soon_after_a_frame_was_made(live: Live, browser: Browser) -> None:
+    """How soon is measured by the benchmark; here only that it can be measured at all."""
+    start(browser, live)
+    browser.until("seen.length > 30")
+    frames = seen(browser)
+    assert in_order(frames)
+    spacing = np.diff([frame["at"] for frame in frames])
+    assert 30 < np.median(spacing) < 125
