@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .admission import Kind
 from .messages import ModelInfo, Reset, Spec, Update
@@ -31,7 +31,7 @@ class Stream(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """Equal for streams whose next chunks can be made in one pass."""
+        """Equal for streams whose next chunks can be made together."""
 
     @property
     def state_bytes(self) -> int:
@@ -47,22 +47,25 @@ class Stream(Protocol):
         """Let go of its memory."""
 
 
-class Backend(Protocol):
+S = TypeVar("S", bound=Stream)
+
+
+class Backend(Protocol[S]):
     """Opens streams and steps them."""
 
     @property
     def model(self) -> ModelInfo: ...
     @property
     def most(self) -> int:
-        """How many streams can be stepped in one pass."""
+        """How many streams can be stepped together."""
 
     def check(self, spec: Spec) -> None:
         """Raise `InputError` for a size that cannot be, `ResourceError` for one that memory does
         not suffice for; takes none."""
 
-    def open(self, spec: Spec, *, chunk: int | None, pts: int | None) -> Stream:
+    def open(self, spec: Spec, *, chunk: int | None, pts: int | None) -> S:
         """A stream that numbers its next chunk and frame so. Raises `InputError`."""
 
-    def step(self, streams: Sequence[Stream]) -> list[Chunk]:
-        """The next chunk of each, in one pass; they have one `key`. When it raises, each stands
-        where it stood."""
+    def step(self, streams: Sequence[S]) -> list[Chunk | Exception]:
+        """The next chunk of each, made together; they have one `key`. One that gives an exception
+        stands where it stood."""

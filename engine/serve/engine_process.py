@@ -29,6 +29,7 @@ from .messages import (
     ChunkReady,
     Control,
     Ended,
+    EngineEvent,
     EngineState,
     Event,
     Failed,
@@ -303,7 +304,7 @@ class EngineProcess:
         elif self._link is not None:  # whoever wanted it did not wait
             self._link.send(wire.Close(name))
 
-    def _event(self, name: str, session: _Session, event: wire.EngineEvent) -> None:
+    def _event(self, name: str, session: _Session, event: EngineEvent) -> None:
         if isinstance(event, ChunkMade):
             frame = None if session.ring is None else session.ring.read()
             if frame is None or frame.tag != event.chunk:

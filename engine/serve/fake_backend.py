@@ -102,29 +102,36 @@ class FakeBackend:
             pts=int(saved.get("pts", 0)) if pts is None else pts,
         )
 
-    def step(self, streams: Sequence[FakeStream]) -> list[Chunk]:
+    def step(self, streams: Sequence[FakeStream]) -> list[Chunk | Exception]:
         """Draw a chunk of each."""
         start = time.monotonic()
         time.sleep(self._chunk_s + self._more_s * (len(streams) - 1))
+        chunks: list[Chunk | Exception] = []
         for stream in streams:
-            self._go_wrong(stream)
-        chunks = []
-        for stream in streams:
-            for control in stream.queue:
-                if isinstance(control, Update):
-                    stream.prompt = control.prompt or stream.prompt
-            stream.queue.clear()
-            count = MODEL.first_chunk_frames if stream.chunk == 0 else MODEL.chunk_frames
-            frames = draw(stream.prompt, stream.pts, count, stream.width, stream.height)
-            stats = ChunkStats(
-                text_s=0.0, dit_s=time.monotonic() - start, cache_s=0.0, vae_s=0.0, convert_s=0.0,
-                passes=1, decoder_calls=1, fps=0.0, lead_s=0.0, deadline_met=True, jitter_s=0.0,
-                steps=stream.steps, rate=stream.fps, skipped=(),
-            )  # fmt: skip
-            chunks.append(Chunk(frames=frames, index=stream.chunk, pts=stream.pts, stats=stats))
-            stream.chunk += 1
-            stream.pts += count
+            try:
+                self._go_wrong(stream)
+                chunks.append(self._draw(stream, time.monotonic() - start))
+            except (ResourceError, RuntimeError) as error:
+                chunks.append(error)
         return chunks
+
+    @staticmethod
+    def _draw(stream: FakeStream, took: float) -> Chunk:
+        for control in stream.queue:
+            if isinstance(control, Update):
+                stream.prompt = control.prompt or stream.prompt
+        stream.queue.clear()
+        count = MODEL.first_chunk_frames if stream.chunk == 0 else MODEL.chunk_frames
+        frames = draw(stream.prompt, stream.pts, count, stream.width, stream.height)
+        stats = ChunkStats(
+            text_s=0.0, dit_s=took, cache_s=0.0, vae_s=0.0, convert_s=0.0, passes=1,
+            decoder_calls=1, fps=0.0, lead_s=0.0, deadline_met=True, jitter_s=0.0,
+            steps=stream.steps, rate=stream.fps, skipped=(),
+        )  # fmt: skip
+        chunk = Chunk(frames=frames, index=stream.chunk, pts=stream.pts, stats=stats)
+        stream.chunk += 1
+        stream.pts += count
+        return chunk
 
     @staticmethod
     def _go_wrong(stream: FakeStream) -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..engine import Engine
 from ..errors import InputError, ResourceError
 from ..memory import available, estimate, gigabytes
+from .abreast import Abreast
 from .admission import Kind
 from .messages import ModelInfo, Reset, Spec, Update
 
 if TYPE_CHECKING:
     from ..session import Session
     from ..types import Chunk, Frames
+
+_MOST = 8
+"""Streams that are stepped together."""
 
 
 class ModelStream:
@@ -43,8 +49,8 @@ class ModelStream:
 
     @property
     def key(self) -> Hashable:
-        """Streams are stepped one by one."""
-        return id(self)
+        """Those of a kind go together, but for their first, smaller chunks."""
+        return self.kind, self.chunk == 0
 
     @property
     def state_bytes(self) -> int:
@@ -73,14 +79,15 @@ class ModelStream:
 class ModelBackend:
     """Runs a model that streams."""
 
-    most = 1
-
     def __init__(self, engine: Engine, name: str) -> None:
         """Raises `InputError` for a model that makes whole clips only."""
         if not engine.streams:
             raise InputError(f"{name} makes whole clips, not streams; serve wants one that streams")
         config, factor = engine.config, engine.runner.vae.temporal_factor
         self._engine = engine
+        self._abreast = Abreast(
+            most=_MOST if engine.device.type == "cpu" else 1, threads=torch.get_num_threads()
+        )
         self.model = ModelInfo(
             name=name,
             width=config.width,
@@ -132,9 +139,14 @@ class ModelBackend:
         )
         return ModelStream(session)
 
-    def step(self, streams: Sequence[ModelStream]) -> list[Chunk]:
+    @property
+    def most(self) -> int:
+        """As many as there are threads, on a CPU; a GPU steps one stream after the other."""
+        return self._abreast.most
+
+    def step(self, streams: Sequence[ModelStream]) -> list[Chunk | Exception]:
         """The next chunk of each."""
-        return [next(stream.session) for stream in streams]
+        return self._abreast.run([partial(next, stream.session) for stream in streams])
 
 
 def _picture(data: bytes, width: int, height: int) -> Frames:

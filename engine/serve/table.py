@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ResourceError
 from ..native import FrameRing
@@ -96,7 +96,7 @@ class Table:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend[Any],
         *,
         limits: Limits,
         tell: Callable[[str, EngineEvent], None],
@@ -120,7 +120,7 @@ class Table:
 
     def warm_up(self) -> None:
         """Make a few chunks of the model's own size: then it is known what a pass costs, alone and
-        for as many sessions as can share one."""
+        for as many sessions as can be stepped together. Raises what a pass raises."""
         spec = Spec(prompt=WARM_UP)
         self._backend.check(spec)
         streams = [
@@ -129,7 +129,9 @@ class Table:
         for count in sorted({1, len(streams)}, reverse=True):
             for _ in range(_WARM_UPS):
                 start, full = self._clock(), streams[0].chunk > 0
-                self._backend.step(streams[:count])
+                for made in self._backend.step(streams[:count]):
+                    if isinstance(made, Exception):
+                        raise made
                 if full:
                     self._costs.note(streams[0].kind, count, self._clock() - start)
         for stream in streams:
@@ -271,23 +273,19 @@ class Table:
         waits = [max(0.0, start - self._scheduler.release(s.turn)) for s in group]
         full = all(session.stream.chunk > 0 for session in group)
         self.pass_began = start
-        try:
-            chunks = self._backend.step([session.stream for session in group])
-        except Exception as error:
-            if len(group) > 1:  # one of them; the others are not to suffer for it
-                for session in group:
-                    self._make([session])
-            else:
-                self._failed(group[0], error)
-            return
-        finally:
-            self.pass_began = None
+        chunks = self._backend.step([session.stream for session in group])
+        self.pass_began = None
         took = self._clock() - start
-        if full:
+        if full and not any(isinstance(chunk, Exception) for chunk in chunks):
             self._costs.note(group[0].turn.kind, len(group), took)
         self._batched += len(group) > 1
         for session, chunk, wait in zip(group, chunks, waits, strict=True):
-            self._send(session, chunk, wait if math.isfinite(wait) else 0.0, len(group))
+            if not isinstance(chunk, Exception):
+                self._send(session, chunk, wait if math.isfinite(wait) else 0.0, len(group))
+            elif len(group) > 1:  # there may be room for it alone
+                self._make([session])
+            else:
+                self._failed(session, chunk)
 
     def _send(self, session: _Session, chunk: Chunk, wait: float, batch: int) -> None:
         now, turn, stream = self._clock(), session.turn, session.stream

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 class Worker:
     """Runs `backend` for whoever is at the other end of `sock`."""
 
-    def __init__(self, backend: Backend, sock: socket.socket, limits: Limits) -> None:
+    def __init__(self, backend: Backend[Any], sock: socket.socket, limits: Limits) -> None:
         self._backend, self._sock, self._out = backend, sock, wire.Outgoing(sock)
         self._inbox: queue.SimpleQueue[wire.Command] = queue.SimpleQueue()
         self._table = Table(
@@ -151,7 +151,7 @@ class Worker:
         self._out.send(wire.Granted(request, snapshot=snapshot))
 
 
-def load(setup: Setup) -> Backend:
+def load(setup: Setup) -> Backend[Any]:
     """The backend that was asked for. Raises `LiveReelError`."""
     if setup.fake is not None:
         from .fake_backend import FakeBackend

@@ -6,14 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load
 
 from livereel.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.serve import model_backend
+from livereel.engine.serve.abreast import Abreast
 from livereel.engine.serve.messages import Reset, Spec, Update
 from livereel.engine.serve.model_backend import ModelBackend, ModelStream
+from livereel.engine.types import Chunk
 
 PROMPT = "a red circle"
+
+
+def step(backend: ModelBackend, *streams: ModelStream) -> list[Chunk]:
+    chunks = []
+    for made in backend.step(streams):
+        assert isinstance(made, Chunk)
+        chunks.append(made)
+    return chunks
 
 
 @pytest.fixture
@@ -30,7 +42,7 @@ def test_it_says_what_is_running(backend: ModelBackend, engine: Engine) -> None:
     assert (model.width, model.height) == (engine.config.width, engine.config.height)
     assert model.steps == len(engine.config.timesteps) and model.dtype == "float32"
     stream = open_(backend, Spec(prompt=PROMPT))
-    counts = [len(backend.step([stream])[0].frames) for _ in range(2)]
+    counts = [len(step(backend, stream)[0].frames) for _ in range(2)]
     assert counts == [model.first_chunk_frames, model.chunk_frames]
 
 
@@ -44,7 +56,7 @@ def test_its_chunks_are_the_session_s(backend: ModelBackend, engine: Engine) -> 
         if i == 2:
             stream.update(Reset(event_id="2"))
             session.reset()
-        (chunk,) = backend.step([stream])
+        (chunk,) = step(backend, stream)
         np.testing.assert_array_equal(chunk.frames, next(session).frames)
         assert (stream.chunk, stream.pts) == (chunk.index + 1, chunk.pts + len(chunk.frames))
     assert stream.state_bytes > 0 and stream.kind.steps == 1
@@ -53,12 +65,12 @@ def test_its_chunks_are_the_session_s(backend: ModelBackend, engine: Engine) -> 
 def test_a_snapshot_goes_on_under_other_numbers(backend: ModelBackend) -> None:
     stream = open_(backend, Spec(prompt=PROMPT))
     for _ in range(3):
-        backend.step([stream])
+        step(backend, stream)
     saved = stream.snapshot(light=False)
-    (wanted,) = backend.step([stream])
+    (wanted,) = step(backend, stream)
     again = backend.open(Spec(snapshot=saved), chunk=70, pts=900)
     assert (again.width, again.height) == (stream.width, stream.height)
-    (found,) = backend.step([again])
+    (found,) = step(backend, again)
     np.testing.assert_array_equal(found.frames, wanted.frames)
     assert (found.index, found.pts) == (70, 900)
 
@@ -67,7 +79,7 @@ def test_a_stream_starts_from_a_picture(backend: ModelBackend) -> None:
     model = backend.model
     picture = np.random.default_rng(0).integers(0, 256, (model.height, model.width, 3), np.uint8)
     stream = open_(backend, Spec(prompt=PROMPT, image=picture.tobytes()))
-    (chunk,) = backend.step([stream])
+    (chunk,) = step(backend, stream)
     assert len(chunk.frames) == 1
     with pytest.raises(InputError, match="wanted"):
         open_(backend, Spec(prompt=PROMPT, image=b"short"))
@@ -85,3 +97,54 @@ def test_what_cannot_be_is_refused(
     monkeypatch.setattr(model_backend, "available", lambda device: 1000)
     with pytest.raises(ResourceError, match="are free"):
         backend.check(Spec(prompt=PROMPT))
+
+
+def test_streams_stepped_together_are_those_stepped_alone(
+    backend: ModelBackend, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_abreast", Abreast(most=3, threads=3))
+    prompts = ["a red ball", "a blue ball moving left", "a red ball moving"]
+    streams = [open_(backend, Spec(prompt=p, seed=i)) for i, p in enumerate(prompts)]
+    alone = [engine.open(p, seed=i) for i, p in enumerate(prompts)]
+    step(backend, streams[0])  # one is further than the others
+    next(alone[0])
+    for _ in range(4):
+        for chunk, session in zip(step(backend, *streams), alone, strict=True):
+            wanted = next(session)
+            assert (chunk.index, chunk.pts) == (wanted.index, wanted.pts)
+            difference = np.abs(chunk.frames.astype(int) - wanted.frames).max()
+            assert difference <= 1
+    for stream, session in zip(streams, alone, strict=True):
+        found = load(stream.snapshot(light=False))
+        for name, wanted_tensor in load(session.snapshot()).items():
+            torch.testing.assert_close(
+                found[name], wanted_tensor, rtol=1e-5, atol=1e-5 * float(wanted_tensor.abs().max())
+            )
+
+
+def test_one_that_fails_does_not_take_the_others_with_it(
+    backend: ModelBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_abreast", Abreast(most=2, threads=2))
+    good, bad = open_(backend, Spec(prompt=PROMPT)), open_(backend, Spec(prompt=PROMPT))
+    monkeypatch.setattr(bad.session, "_make", _short)
+    made, error = backend.step([good, bad])
+    assert isinstance(made, Chunk) and isinstance(error, ResourceError)
+    assert (good.chunk, bad.chunk) == (1, 0)
+    monkeypatch.undo()
+    (again,) = step(backend, bad)
+    np.testing.assert_array_equal(again.frames, made.frames)
+
+
+def _short(*_: object) -> None:
+    raise MemoryError
+
+
+def test_jobs_share_the_threads_and_give_what_they_raise() -> None:
+    before = torch.get_num_threads()
+    abreast = Abreast(most=8, threads=4)
+    assert abreast.most == 4
+    assert abreast.run([torch.get_num_threads] * 2) == [2, 2]
+    assert abreast.run([torch.get_num_threads] * 3) == [1, 1, 1]
+    (error,) = abreast.run([_short])
+    assert isinstance(error, MemoryError) and torch.get_num_threads() == before

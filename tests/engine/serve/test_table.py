@@ -39,7 +39,7 @@ class Backend(FakeBackend):
         super().__init__(chunk_s=0.0, more_s=0.0, most=most)
         self.world, self.first_s, self.further_s = world, chunk_s, more_s
 
-    def step(self, streams: Sequence[FakeStream]) -> list[Chunk]:
+    def step(self, streams: Sequence[FakeStream]) -> list[Chunk | Exception]:
         self.world.now += self.first_s + self.further_s * (len(streams) - 1)
         return super().step(streams)
 
