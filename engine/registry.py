@@ -28,6 +28,8 @@ CLASSES: dict[str, str] = {
 LAYOUTS: tuple[str, ...] = (
     "livereel.engine.models.wan.keys:TRANSFORMER",
     "livereel.engine.models.wan.keys:VAE",
+    "livereel.engine.models.cogvideox.keys:TRANSFORMER",
+    "livereel.engine.models.cogvideox.keys:VAE",
     "livereel.engine.text.keys:UMT5",
     "livereel.engine.text.keys:T5",
 )
@@ -43,6 +45,16 @@ DECODER_SIZES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What stands in a folder beside a transformer: the pipeline that diffusers runs it with, its
+    `scheduler_config.json`, and fields of the VAE's config that go with it."""
+
+    class_name: str
+    scheduler: Mapping[str, Any]
+    vae: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """How one component's weights are recognized, renamed and configured.
 
@@ -51,6 +63,10 @@ class Layout:
     layout. `config(shapes, num_heads)` takes diffusers' names and gives a diffusers `config.json`;
     it raises `CheckpointError` when shapes do not say enough or contradict each other. `tied` maps
     a name that a file may leave out to the one whose tensor it shares.
+
+    Where an original packs several tensors into one, `unpack` takes all tensors of a file and gives
+    those that `to_diffusers` renames.
+    `pipeline(config)` says what goes with a transformer; Wan's where there is none.
     """
 
     component: str
@@ -60,6 +76,8 @@ class Layout:
     matches: Callable[[Collection[str]], bool]
     config: Callable[[Mapping[str, tuple[int, ...]], int | None], dict[str, Any]]
     tied: Mapping[str, str] = field(default_factory=dict)
+    unpack: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    pipeline: Callable[[Mapping[str, Any]], Pipeline] | None = None
 
 
 def resolve(class_name: str) -> type[Any]:

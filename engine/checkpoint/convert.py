@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ _WAN_VAES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 _WAN_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _WAN_TOKENIZER = "google/umt5-xxl"
 
-_TOKENIZER_FILES = ("*.json", "*.model", "*.txt")
+_TOKENIZER_FILES = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "*.model",
+    "*.txt",
+)  # fmt: skip
 _LIBRARIES = {"text_encoder": "transformers"}
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "model.")
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
@@ -57,13 +60,14 @@ def convert(
 
     `source` is a file of Wan's own (`.safetensors`, `.pth`), of Self-Forcing, LongLive or CausVid
     (`.pt`; the averaged generator is taken when there is one), or the folder that the Wan
-    repository downloads, VAE and text encoder included. `vae` is such a file or a model's folder;
-    `text` is a folder with a text encoder and its tokenizer, in either layout. What the config says
+    repository downloads, VAE and text encoder included; or of CogVideoX's own (`sat`). `vae` is
+    such a file or a model's folder; `text` is a folder with a text encoder and its tokenizer, in
+    either layout or side by side. What the config says
     is read off the shapes; the number of heads is `num_heads`, what a `config.json` beside says, or
     the width over 128.
 
-    `recipe` ("self-forcing", "longlive", "causvid") says what `livereel.json` holds; without it,
-    names of files and the presence of an averaged generator decide, and plain Wan weights get none.
+    `recipe` (one of `RECIPES`) says what `livereel.json` holds; without it, names of files and the
+    presence of an averaged generator decide, and plain weights get none.
     `dtype` casts the weights, but for those that run in float32; None keeps the file's.
 
     Raises `CheckpointError`, in one sentence that names the file, when something is missing,
@@ -87,12 +91,20 @@ def convert(
         classes: dict[str, tuple[str, str]] = {}
         if text is not None:
             classes.update(_write_text(Path(text), draft, dtype))
+        pipeline = None if main.layout.pipeline is None else main.layout.pipeline(main.config)
         for part in parts:
+            if pipeline is not None and part.layout.component == "vae":
+                part = replace(part, config={**part.config, **pipeline.vae})
             _write(part, draft, dtype)
             classes[part.layout.component] = _class(part.layout)
         if "transformer" in classes:
-            classes["scheduler"] = save_scheduler(draft, shift=stream.shift if stream else 5.0)
-        save_index(draft, classes, stream=stream)
+            classes["scheduler"] = save_scheduler(
+                draft,
+                shift=stream.shift if stream else 5.0,
+                config=None if pipeline is None else pipeline.scheduler,
+            )
+        name = "WanPipeline" if pipeline is None else pipeline.class_name
+        save_index(draft, classes, stream=stream, pipeline=name)
     return Path(out)
 
 
@@ -128,6 +140,11 @@ def _read(path: Path, num_heads: int | None, component: str | None = None) -> _P
     layout = find_layout(plain, path)
     if component is not None and layout.component != component:
         raise CheckpointError(f"{path} holds a {layout.component}, not a {component}")
+    if layout.unpack is not None:
+        try:
+            plain = layout.unpack(plain)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     renamed = layout.to_diffusers(list(plain))
     named = {renamed[name]: tensor for name, tensor in plain.items()}
     if len(named) != len(plain):
@@ -209,8 +226,13 @@ def _write_text(path: Path, draft: Path, dtype: torch.dtype | None) -> dict[str,
         tokenizer, weights = path / "tokenizer", path / "text_encoder"
     elif (path / _WAN_TEXT).is_file():
         tokenizer, weights = path / _WAN_TOKENIZER, path / _WAN_TEXT
+    elif (path / "config.json").is_file() and (path / "tokenizer_config.json").is_file():
+        tokenizer = weights = path
     else:
-        raise CheckpointError(f"{path} holds neither {MODEL_INDEX} nor {_WAN_TEXT}")
+        raise CheckpointError(
+            f"{path} holds neither {MODEL_INDEX} nor {_WAN_TEXT}, nor a config.json beside a "
+            "tokenizer_config.json"
+        )
     kind = read_json(tokenizer / "tokenizer_config.json").get("tokenizer_class")
     if not isinstance(kind, str):
         raise CheckpointError(f"{tokenizer / 'tokenizer_config.json'} names no tokenizer_class")

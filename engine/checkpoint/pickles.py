@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 # The states a training run saves side by side, the one to take first.
-_STATES = ("generator_ema", "generator", "state_dict", "model")
+_STATES = ("generator_ema", "generator", "state_dict", "model", "module")
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], str | None]:

@@ -79,14 +79,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def save_index(
-    folder: Path, classes: Mapping[str, tuple[str, str]], *, stream: StreamConfig | None = None
+    folder: Path,
+    classes: Mapping[str, tuple[str, str]],
+    *,
+    stream: StreamConfig | None = None,
+    pipeline: str = "WanPipeline",
 ) -> None:
     """Write `model_index.json`, and `livereel.json` when the model has a recipe for streaming.
 
     `classes` maps each component to its library and class, such as `("diffusers",
-    "AutoencoderKLWan")`.
+    "AutoencoderKLWan")`; `pipeline` is the class that diffusers makes of them.
     """
-    index: dict[str, Any] = {"_class_name": "WanPipeline", "_diffusers_version": "0.35.0"}
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.35.0"}
     index.update({name: list(pair) for name, pair in classes.items()})
     write_json(folder / MODEL_INDEX, index)
     if stream is not None:
@@ -172,9 +176,14 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         raise InputError(f"{path.name} cannot be written: {error}") from error
 
 
-def save_scheduler(folder: Path, *, shift: float) -> tuple[str, str]:
-    """Write the scheduler that diffusers' pipeline samples whole clips with; gives its class."""
-    config = {
+def save_scheduler(
+    folder: Path, *, shift: float, config: Mapping[str, Any] | None = None
+) -> tuple[str, str]:
+    """Write the scheduler that diffusers' pipeline samples whole clips with; gives its class.
+
+    Unless a `config` says otherwise it is Wan's, shifted by `shift`.
+    """
+    config = config or {
         "_class_name": "UniPCMultistepScheduler",
         "final_sigmas_type": "zero",
         "flow_shift": shift,
@@ -186,4 +195,4 @@ def save_scheduler(folder: Path, *, shift: float) -> tuple[str, str]:
     }
     (folder / "scheduler").mkdir(parents=True)
     write_json(folder / "scheduler" / "scheduler_config.json", config)
-    return "diffusers", "UniPCMultistepScheduler"
+    return "diffusers", str(config["_class_name"])

@@ -19,9 +19,12 @@ examples:
   livereel convert self_forcing_dmd.pt -o models/self-forcing \\
       --vae Wan2.1-T2V-1.3B/Wan2.1_VAE.pth --text Wan2.1-T2V-1.3B/
 
+  livereel convert CogVideoX-2b-sat/transformer/1/mp_rank_00_model_states.pt -o models/cogvideox \\
+      --vae CogVideoX-2b-sat/vae/3d-vae.pt --text t5-v1_1-xxl/
+
 what is read:
   Wan's own .safetensors and .pth and the folder they are published in; Self-Forcing's and
-  LongLive's .pt (the averaged generator when there is one); CausVid's .pt
+  LongLive's .pt (the averaged generator when there is one); CausVid's .pt; CogVideoX's own .pt
 """
 
 

@@ -22,6 +22,9 @@ def test_names_speak_of_recipes(name: str, recipe: str | None) -> None:
 
 
 def test_every_recipe_attends_to_what_its_cache_held() -> None:
+    """And those by windows to as much as their model's clips hold."""
     # In latent frames: Self-Forcing and CausVid keep 21 (32,760 tokens), LongLive 12 with sinks.
     held = {name: recipe.window + recipe.sinks for name, recipe in RECIPES.items()}
-    assert held == {"self-forcing": 21, "longlive": 12, "causvid": 21}
+    windows = {"windows-2b": 13, "windows-5b": 13, "windows-1.5": 22}
+    assert held == {"self-forcing": 21, "longlive": 12, "causvid": 21, **windows}
+    assert [len(RECIPES[name].timesteps) for name in windows] == [50, 50, 50]
