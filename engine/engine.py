@@ -17,6 +17,7 @@ from torch import Tensor
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
 from .config import MAX_FPS, MAX_FRAMES, MAX_GIVEN, MAX_SIDE, MIN_FPS
 from .errors import InputError
+from .media.reader import read_image
 from .memory import shortage_told
 from .package import fingerprint, is_package, open_package, read_manifest
 from .runners.clips import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .config import StreamConfig
+    from .media.storyboard import Storyboard
     from .runners.runner import Runner
     from .types import Frames
 
@@ -198,6 +200,44 @@ class Engine:
             loras=dict(loras or {}),
         )
         return self._session(state, fps, frames, pace, fed=strength is not None)
+
+    def play(
+        self,
+        storyboard: Storyboard,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        loras: Mapping[str, float] | None = None,
+        fps: float | None = None,
+        pace: bool = False,
+    ) -> Session:
+        """Open a stream of a storyboard's shots; it ends with the last one.
+
+        Cuts land on the frame that the lengths before them give, at `fps` frames a second; a shot
+        that blends in does so with the first chunk from there on. Other controls may come between.
+        Raises `InputError` as `open` does, and for pictures that cannot be read.
+        """
+        rate = self.config.fps if fps is None else fps
+        _check_rate(rate)
+        width, height = self._size(width, height)
+        first, *later = storyboard.shots
+        starts = storyboard.starts(rate)
+        pictures = [
+            None if shot.image is None else read_image(shot.image, width, height)
+            for shot in storyboard.shots
+        ]
+        session = self.open(
+            first.prompt, seed=seed, steps=steps, width=width, height=height, image=pictures[0],
+            loras=loras, frames=starts[-1], fps=rate, pace=pace,
+        )  # fmt: skip
+        for shot, picture, start in zip(later, pictures[1:], starts[1:], strict=False):
+            if shot.cut:
+                session.cut(shot.prompt, image=picture, at=start)
+            else:
+                session.update(prompt=shot.prompt, recache=True, at=start)
+        return session
 
     def restore(
         self,

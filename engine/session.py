@@ -51,10 +51,13 @@ class _Update:
     strength: float | None = None
     loras: Mapping[str, float] | None = None
     reset: bool = False
+    cut: bool = False
+    image: Frames | None = None
+    at: int | None = None  # the frame from which on it is due
 
     @property
     def name(self) -> str:
-        return "reset" if self.reset else "update"
+        return "reset" if self.reset else "cut" if self.cut else "update"
 
 
 class _NotBegun:
@@ -127,11 +130,13 @@ class Session:
         recache: bool = False,
         strength: float | None = None,
         loras: Mapping[str, float] | None = None,
+        at: int | None = None,
     ) -> None:
         """Change the prompt, the noise or the number of passes from the next chunk on, in a session
         that is fed frames the `strength` by which they are changed, and which `loras` of the
         engine's are used, by their strengths, in place of those before.
 
+        With `at` it waits for the first chunk that begins with frame number `at` or a later one.
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
         the cache (LongLive, 2025); a session that keeps pace skips it while it is behind. Raises
         `InputError` at once for a value that cannot be used, and `ResourceError` when `MAX_QUEUE`
@@ -149,7 +154,8 @@ class Session:
         if loras is not None:
             check_loras(self._loras, loras)
             loras = dict(loras)
-        self._put(_Update(prompt, seed, steps, recache, strength, loras))
+        _check_at(at)
+        self._put(_Update(prompt, seed, steps, recache, strength, loras, at=at))
 
     def push(self, frames: Frames) -> int:
         """Give a fed session its next frames, uint8 `[F, H, W, 3]` of its size, of any number.
@@ -185,6 +191,29 @@ class Session:
         if self._feed is None:
             raise InputError("the session takes no frames; open it with a strength")
         return self._feed
+
+    def cut(
+        self, prompt: str | None = None, *, image: Frames | None = None, at: int | None = None
+    ) -> None:
+        """Start a new shot: nothing of what was shown is seen any more, and the shot's first frames
+        are what is kept of it for good, where the model keeps a stream's first ones (sinks).
+
+        It begins with the picture `image`, uint8 `[H, W, 3]` of the stream's size, if there is one,
+        and with frame number `at` exactly: a chunk that goes past it ends there. Without `at` it is
+        the next chunk; a frame that is past counts as none. Raises `InputError` and `ResourceError`
+        as `update` does.
+        """
+        if prompt is not None:
+            check_prompt(prompt)
+        shape = (self._state.height, self._state.width, 3)
+        if image is not None and (image.dtype.name != "uint8" or image.shape != shape):
+            raise InputError(
+                f"the image is {image.dtype} of shape {image.shape}; wanted uint8 of shape {shape}"
+            )
+        if image is not None and self._feed is not None:
+            raise InputError("a session that is fed frames starts a shot from these")
+        _check_at(at)
+        self._put(_Update(prompt, cut=True, image=image, at=at))
 
     def reset(self) -> None:
         """Start over from the next chunk: the frames of a new session with this prompt and seed.
@@ -298,7 +327,8 @@ class Session:
             if self._end is not None and self._state.pts >= self._end:
                 return None
             with self._wake:
-                updates = tuple(self._queue)
+                pts = self._state.pts
+                updates = tuple(u for u in self._queue if u.at is None or u.at <= pts)
                 pushed = self._take()
             state = replace(self._state)
             try:
@@ -307,7 +337,7 @@ class Session:
                 self._put_back(pushed)
                 raise
             with self._wake:
-                del self._queue[: len(updates)]
+                self._queue = [u for u in self._queue if not any(u is done for done in updates)]
                 self._state = state
             return chunk
 
@@ -397,8 +427,10 @@ class Session:
         self._use_loras(state)
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
+        dropped = any(update.reset or update.cut for update in updates)
         alone = bool(updates) or given_chunk(self._config, state) is not None
-        if state.pending is not None and (alone or not self._sampler.denoiser.in_place):
+        alone = alone or not self._sampler.denoiser.in_place
+        if state.pending is not None and alone and not dropped:
             passes += self._sampler.remember(state, self._text(state, watch))
             watch.lap("cache")
         passes += self._apply(state, updates, watch, recache=pace.optional_work)
@@ -420,6 +452,12 @@ class Session:
         frames = arriving()
         watch.stop()
         return self._send(state, frames, watch, passes, pace, updates)
+
+    def _cut(self, state: StreamState, image: Frames | None) -> None:
+        """Begin anew, with noise that has not been used."""
+        state.noise_offset += state.chunk
+        state.restart()
+        state.given = None if image is None else self._runner.encode(to_float(image[None]))[0]
 
     def _use_loras(self, state: StreamState) -> None:
         """See that the DiT's weights are this session's."""
@@ -443,6 +481,9 @@ class Session:
         updates: Sequence[_Update],
     ) -> Chunk:
         index, pts = state.index, state.pts
+        with self._wake:
+            cuts = [u.at for u in self._queue if u.cut and u.at is not None and u.at > pts]
+        frames = frames[: min(cuts, default=pts + len(frames)) - pts]
         state.index += 1
         state.pts += len(frames)
         if self._end is not None:
@@ -472,6 +513,8 @@ class Session:
         for i, update in enumerate(updates):
             if update.reset:
                 state.restart()
+            if update.cut:
+                self._cut(state, update.image)
             if update.seed is not None:
                 state.seed = update.seed
             if update.steps is not None:
@@ -484,7 +527,7 @@ class Session:
             if update.prompt is not None:
                 state.prompt, state.text = update.prompt, None
             # A later recache or reset would undo this one.
-            undone = any(u.recache or u.reset for u in updates[i + 1 :])
+            undone = any(u.recache or u.reset or u.cut for u in updates[i + 1 :])
             if recache and update.recache and not undone:
                 passes += self._sampler.rebuild(state, self._text(state, watch))
                 watch.lap("cache")
@@ -510,6 +553,11 @@ class Session:
             if len(self._queue) >= MAX_QUEUE:
                 raise ResourceError(f"{MAX_QUEUE} controls wait already for the next chunk")
             self._queue.append(update)
+
+
+def _check_at(at: int | None) -> None:
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int) or at < 0):
+        raise InputError(f"at is {at!r:.40}; wanted a frame's number")
 
 
 def check_loras(known: Loras | None, wanted: Mapping[str, float]) -> None:

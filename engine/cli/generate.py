@@ -20,6 +20,7 @@ from .signals import StopSignals
 if TYPE_CHECKING:
     from ..checkpoint.folder import ModelFolder
     from ..engine import Engine
+    from ..media.storyboard import Storyboard
     from ..types import Frames, FrameSink
 
 SUMMARY = "make a video from a prompt"
@@ -52,11 +53,20 @@ class _Plan:
     last_image: Frames | None = None
     video: Frames | None = None
     clip: Frames | None = None
+    storyboard: Storyboard | None = None
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("prompt", metavar="PROMPT", type=arguments.prompt, help="what to show")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?", type=arguments.prompt, help="what to show"
+    )
+    parser.add_argument(
+        "--script",
+        metavar="FILE.toml",
+        help="a storyboard in place of a prompt: [[shot]] tables with prompt, seconds, join and "
+        "image",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -142,7 +152,12 @@ def _check(options: argparse.Namespace) -> _Plan:
     width, height = arguments.fit_size(options.size, folder)
     fps = options.fps or folder.stream.fps
     frames, seconds = options.frames, options.seconds
-    video = clip = None
+    storyboard = video = clip = None
+    if options.script is not None:
+        from ..media.storyboard import Storyboard
+
+        storyboard = Storyboard.load(options.script)
+        frames = storyboard.starts(fps)[-1]
     if frames is None and (seconds is not None or options.video is None):
         seconds = _SECONDS if seconds is None else seconds
         frames = round(seconds * fps)
@@ -172,12 +187,20 @@ def _check(options: argparse.Namespace) -> _Plan:
     }
     return _Plan(
         folder=folder, width=width, height=height, frames=frames, fps=fps, video=video, clip=clip,
-        **pictures,
+        storyboard=storyboard, **pictures,
     )  # fmt: skip
 
 
 def _check_start(options: argparse.Namespace, folder: ModelFolder) -> None:
     """Whether the model can start from what the options name."""
+    if (options.prompt is None) == (options.script is None):
+        raise InputError("give a PROMPT or a --script, and not both")
+    if options.script is not None:
+        for name in ("image", "last_image", "video", "extend", "frames", "seconds"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} does not go with --script")
+        if not folder.has_recipe:
+            raise InputError("--script: this model makes whole clips; shots want a stream")
     if options.strength is not None and options.video is None:
         raise InputError("--strength goes with --video")
     if folder.has_recipe:
@@ -271,6 +294,18 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
     """The frames chunk by chunk, or all at once from a model that makes whole clips only."""
     if not plan.folder.has_recipe:
         yield _whole_clip(engine, options, plan)
+        return
+    if plan.storyboard is not None:
+        for chunk in engine.play(
+            plan.storyboard,
+            seed=options.seed,
+            steps=options.steps,
+            width=plan.width,
+            height=plan.height,
+            loras=dict(options.lora),
+            fps=plan.fps,
+        ):
+            yield chunk.frames
         return
     strength = options.strength or _STRENGTH
     session = engine.open(
