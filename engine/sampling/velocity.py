@@ -103,9 +103,9 @@ def signal(snr_shift: float) -> npt.NDArray[np.float64]:
     shares = np.cumprod(1.0 - betas)
     roots = np.sqrt(shares / (snr_shift + (1.0 - snr_shift) * shares))
     roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
-    shares = np.square(roots)
-    shares.flags.writeable = False
-    return shares
+    scaled: npt.NDArray[np.float64] = np.square(roots)
+    scaled.flags.writeable = False
+    return scaled
 
 
 def from_diffusers(config: Mapping[str, Any], steps: int) -> VelocitySchedule:

@@ -303,7 +303,7 @@ def vae_config(shapes: Shapes, num_heads: int | None = None) -> dict[str, Any]:
     How often time is halved and how many groups norms have is not in the weights: twice and 32, as
     in the published one. Its scale is the transformer's matter, see `transformer_pipeline`.
     """
-    widths = []
+    widths: list[int] = []
     while (name := f"encoder.down_blocks.{len(widths)}.resnets.0.conv2.conv.weight") in shapes:
         widths.append(_shape(shapes, name)[0])
     pattern = re.compile(r"encoder\.down_blocks\.0\.resnets\.(\d{1,2})\.conv1\.conv\.weight")

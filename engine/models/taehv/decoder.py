@@ -175,6 +175,7 @@ class TinyVAE:
         self._decoder = decoder
         self.encode, self.normalize, self.denormalize = vae.encode, vae.normalize, vae.denormalize
         self.channels, self.temporal_factor, self.spatial_factor = wanted
+        self.chunk = vae.chunk
         # Six blocks remember a latent frame each, and three half of one.
         self.decoder_memory = 2 * _BLOCKS + -(-_BLOCKS // 2)
 
