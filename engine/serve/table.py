@@ -127,13 +127,15 @@ class Table:
             self._backend.open(spec, chunk=None, pts=None) for _ in range(self._backend.most)
         ]
         for count in sorted({1, len(streams)}, reverse=True):
+            fastest = math.inf
             for _ in range(_WARM_UPS):
                 start, full = self._clock(), streams[0].chunk > 0
                 for made in self._backend.step(streams[:count]):
                     if isinstance(made, Exception):
                         raise made
                 if full:
-                    self._costs.note(streams[0].kind, count, self._clock() - start)
+                    fastest = min(fastest, self._clock() - start)
+            self._costs.note(streams[0].kind, count, fastest)
         for stream in streams:
             stream.close()
 
@@ -153,7 +155,7 @@ class Table:
         kind = Kind(
             spec.width or model.width, spec.height or model.height, spec.steps or model.steps
         )
-        if spec.live and self._load((kind, model.chunk_frames / fps)) > CAPACITY:
+        if spec.live and self._crowded(kind, model.chunk_frames / fps):
             raise Busy("there is no time left for one more session", self._retry_s(now))
         try:
             self._backend.check(spec)
@@ -242,8 +244,8 @@ class Table:
         """Whether a session of the model's own size and rate would be refused."""
         model = self._backend.model
         kind = Kind(model.width, model.height, model.steps)
-        crowded = len(self._sessions) >= self._limits.sessions
-        return crowded or self._load((kind, model.chunk_frames / model.fps)) > CAPACITY
+        taken = len(self._sessions) >= self._limits.sessions
+        return taken or self._crowded(kind, model.chunk_frames / model.fps)
 
     # Work
 
@@ -348,6 +350,11 @@ class Table:
         if session not in self._sessions:
             raise Gone("there is no such session")
         return self._sessions[session]
+
+    def _crowded(self, kind: Kind, chunk_s: float) -> bool:
+        """Whether one more session would make others late; where there are none it cannot."""
+        others = any(session.turn.live for session in self._sessions.values())
+        return others and self._load((kind, chunk_s)) > CAPACITY
 
     def _load(self, *more: tuple[Kind, float]) -> float:
         open_: dict[Kind, list[float]] = {}
