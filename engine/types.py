@@ -352,6 +352,11 @@ class VAE(Decoder, Protocol):
 class LoadedVAE(VAE, Protocol):
     """A VAE in plain torch, from which others are made."""
 
+    @property
+    def picture_scale(self) -> float:
+        """What a picture's normalized latents are multiplied by where a DiT takes them behind its
+        own."""
+
     def fused(self) -> VAE:
         """The same VAE on Triton's kernels, with the weights as they are now."""
 

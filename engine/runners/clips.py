@@ -178,7 +178,7 @@ def _denoiser(
     channels = image = None
     if runner.transformer.condition_channels:
         channels = runner.transformer.picture_condition(
-            runner.encode, first, last, count, runner.vae.temporal_factor
+            runner.encode_picture, first, last, count, runner.vae.temporal_factor
         )
     if runner.image_encoder is not None:
         image = runner.image_encoder.encode(shown).flatten(0, 1).unsqueeze(0)

@@ -91,6 +91,7 @@ class TorchRunner:
     low_noise: ClipTransformer | None = None
     boundary: float = 0.0
     image_encoder: ImageEncoder | None = None
+    picture_scale: float = 1.0
 
     @classmethod
     def load(
@@ -146,7 +147,10 @@ class TorchRunner:
         if denoiser is None:
             cached = transformer.cached()
             denoiser = Windowed(transformer) if cached is None else Gathered(cached)
-        return cls(transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes)
+        return cls(
+            transformer, denoiser, codec, text_encoder, device, dtype, road, to_bytes,
+            picture_scale=vae.picture_scale,
+        )  # fmt: skip
 
     def with_decoder(self, path: Path) -> TorchRunner:
         """The same model with the tiny decoder of this file or folder in place of the VAE's own.
@@ -204,6 +208,13 @@ class TorchRunner:
         """Frames `[B, 3, F, H, W]` in [-1, 1] to normalized fp32 latents, and the conv caches."""
         latents, caches = self.vae.encode(self.ready(frames), caches)
         return self.vae.normalize(latents.float()), caches
+
+    def encode_picture(
+        self, frames: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
+        """As `encode`, scaled for a DiT that takes pictures' latents behind its own."""
+        latents, caches = self.encode(frames, caches)
+        return latents * self.picture_scale, caches
 
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None

@@ -33,7 +33,8 @@ class CogVideoXVAEConfig:
 
     `block_out_channels` has a width for each level, between which space is halved;
     `temporal_compression_ratio` says by how much time is, from the first level on. Latents times
-    `scaling_factor` are what the DiT sees. Raises `CheckpointError` for a value of the wrong type
+    `scaling_factor` are what the DiT sees; `invert_scale_latents` says that those of a picture to
+    start from are divided by it. Raises `CheckpointError` for a value of the wrong type
     or beyond what a real VAE has.
     """
 
@@ -47,6 +48,7 @@ class CogVideoXVAEConfig:
     sample_height: int = 480
     sample_width: int = 720
     scaling_factor: float = 1.15258426
+    invert_scale_latents: bool = False
 
     def __post_init__(self) -> None:
         for name, most in _MOST_OF_VAE.items():
@@ -70,6 +72,10 @@ class CogVideoXVAEConfig:
                 f"got {self.temporal_compression_ratio!r:.40}"
             )
         check_numbers("scaling_factor", (self.scaling_factor,), length=1, above=0)
+        if not isinstance(self.invert_scale_latents, bool):
+            raise CheckpointError(
+                f"invert_scale_latents must be true or false, got {self.invert_scale_latents!r:.40}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CogVideoXVAEConfig:

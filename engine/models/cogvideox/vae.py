@@ -360,6 +360,13 @@ class CogVideoXVAE(nn.Module):
         if latents.ndim != 5 or shape[1] != wanted or shape[2] == 0:
             raise InputError(f"latents have shape {shape}; wanted [B, {wanted}, T, h, w]")
 
+    @property
+    def picture_scale(self) -> float:
+        """1.5's image to video was trained on pictures' latents divided by the factor that others
+        are multiplied by."""
+        config = self.config
+        return config.scaling_factor**-2 if config.invert_scale_latents else 1.0
+
     def fused(self) -> FusedVAE:
         """The same VAE on Triton's kernels, with the weights as they are now."""
         from .fused_vae import FusedVAE

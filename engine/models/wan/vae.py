@@ -415,6 +415,11 @@ class WanVAE(nn.Module):
             x = unfold(x, self.config.patch_size)
         return x.clamp(-1.0, 1.0)
 
+    @property
+    def picture_scale(self) -> float:
+        """A picture's latents are scaled like others."""
+        return 1.0
+
     def fused(self) -> FusedVAE:
         """The same VAE on Triton's kernels, with the weights as they are now."""
         from .fused_vae import FusedVAE

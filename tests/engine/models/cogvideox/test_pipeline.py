@@ -14,10 +14,13 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    DiffusionPipeline,
 )
 from diffusers.schedulers import scheduling_dpm_cogvideox
+from PIL import Image
 from transformers import AutoTokenizer, T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -35,7 +38,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "2B": {},
     "5B": {"use_rotary_positional_embeddings": True},
     "1.5": {"use_rotary_positional_embeddings": True, "patch_size_t": 2},
-}
+    "5B-I2V": {
+        "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True,
+        "in_channels": 8, "sample_width": 6, "sample_height": 4,
+    },
+    "1.5-I2V": {
+        "use_rotary_positional_embeddings": True, "patch_size_t": 2, "in_channels": 8,
+        "ofs_embed_dim": 12,
+    },
+}  # fmt: skip
 PROMPT, NEGATIVE = "a red ball", "blue"
 STEPS = 4
 
@@ -49,19 +60,27 @@ def save_model(folder: Path, shape: str, scheduler: Any) -> Path:
                  feed_forward_proj="gated-gelu", initializer_factor=4.0)
     )  # fmt: skip
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=12, text_embed_dim=12, num_layers=2, sample_width=12, sample_height=8,
-        sample_frames=9, max_text_seq_length=9, **SHAPES[shape],
+        **{
+            **dict(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+                   time_embed_dim=12, text_embed_dim=12, num_layers=2, sample_width=12,
+                   sample_height=8, sample_frames=9, max_text_seq_length=9),
+            **SHAPES[shape],
+        }
     )  # fmt: skip
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(4, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
-        scaling_factor=0.7,
+        scaling_factor=0.7, invert_scale_latents=shape == "1.5-I2V",
     )  # fmt: skip
     for module in (transformer, vae):
         for p in module.parameters():
             if p.ndim == 1:
                 torch.nn.init.normal_(p, std=0.3)
-    CogVideoXPipeline(
+    # diffusers draws a picture's latents; with so little deviation it draws the mean.
+    with torch.no_grad():
+        vae.encoder.conv_out.conv.weight[4:] = 0
+        vae.encoder.conv_out.conv.bias[4:] = -60
+    pipeline = CogVideoXImageToVideoPipeline if "I2V" in shape else CogVideoXPipeline
+    pipeline(
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         text_encoder=text, vae=vae, transformer=transformer, scheduler=scheduler,
     ).save_pretrained(folder)  # fmt: skip
@@ -73,7 +92,7 @@ def theirs(
     folder: Path, frames: int, latents: int, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> np.ndarray:
     """The pipeline's frames, its noise drawn as ours is: by step, and once each."""
-    pipeline = CogVideoXPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     shape = (1, 4, latents, 4, 6)
     drawn: list[int] = []
@@ -87,9 +106,9 @@ def theirs(
     monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", randn)
     with torch.no_grad():
         return pipeline(
-            PROMPT, NEGATIVE, height=32, width=48, num_frames=frames, num_inference_steps=STEPS,
-            guidance_scale=3.0, latents=normal(11, 0, 0, shape).transpose(1, 2),
-            max_sequence_length=9, output_type="np", **options,
+            prompt=PROMPT, negative_prompt=NEGATIVE, height=32, width=48, num_frames=frames,
+            num_inference_steps=STEPS, guidance_scale=3.0, max_sequence_length=9, output_type="np",
+            latents=normal(11, 0, 0, shape).transpose(1, 2), **options,
         ).frames[0]  # fmt: skip
 
 
@@ -123,6 +142,25 @@ def test_a_clip_equals_the_pipeline_s(
     assert error.max() <= 0.5 / 255 + 1e-4
     parts = (frames // 4 + 1) // 2
     assert told[-1] == (STEPS + parts, STEPS + parts)
+
+
+@pytest.mark.parametrize(("shape", "latents"), [("5B-I2V", 3), ("1.5-I2V", 4)])
+def test_a_clip_from_a_picture_equals_the_pipeline_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, latents: int
+) -> None:
+    scheduler = CogVideoXDDIMScheduler(**SCHEDULE, snr_shift_scale=1.0)
+    folder = save_model(tmp_path / "model", shape, scheduler)
+    picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
+    wanted = theirs(folder, 9, latents, monkeypatch, image=Image.fromarray(picture))
+    engine = Engine.load(folder, device="cpu", dtype="float32")
+    options: dict[str, Any] = dict(
+        negative_prompt=NEGATIVE, frames=9, width=48, height=32, steps=STEPS, guidance_scale=3.0,
+        seed=11,
+    )  # fmt: skip
+    video = engine.generate(PROMPT, image=picture, **options)
+    assert np.abs(video.frames / 255.0 - wanted).max() <= 0.5 / 255 + 1e-4
+    with pytest.raises(InputError, match="starts from a picture"):
+        engine.generate(PROMPT, **options)
 
 
 @pytest.fixture(scope="module")
