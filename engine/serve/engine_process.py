@@ -38,6 +38,7 @@ from .messages import (
     Opened,
     Pause,
     Reset,
+    Resume,
     Resumed,
     Spec,
     Update,
@@ -75,6 +76,8 @@ class _Session:
     told: set[str] = field(default_factory=set)
     """Those of them whose `Applied` was passed on."""
     paused: str | None = None
+    hushed: str | None = None
+    """A pause that is given again: its `Applied` was passed on."""
     revived: list[float] = field(default_factory=list)
     ended: bool = False
 
@@ -108,11 +111,12 @@ class EngineProcess:
         link = self._link = await Link.open(self._setup, self._take)
         try:
             await asyncio.wait_for(link.ready, _START_S)
-        except asyncio.TimeoutError:
+        except BaseException as error:
+            self._link = None
             await link.kill()
-            raise ResourceError(f"the model was not loaded within {_START_S:g} seconds") from None
-        except BaseException:
-            await link.kill()
+            if isinstance(error, asyncio.TimeoutError):
+                message = f"the model was not loaded within {_START_S:g} seconds"
+                raise ResourceError(message) from None
             raise
         self._health = "ready"
         self._supervisor = asyncio.create_task(self._supervise())
@@ -171,15 +175,16 @@ class EngineProcess:
     async def control(self, session: str, event: Control) -> None:
         """As `EngineClient.control`."""
         found = self._find(session)
+        if isinstance(event, (Update, Reset)):
+            found.given[event.event_id] = event  # a snapshot that knows of it may come at once
         try:
             await self._ask(wire.Steer(next(self._requests), session, event))
-        except (InputError, ResourceError) as error:
+        except LiveReelError as error:
+            found.given.pop(event.event_id, None)
+            if isinstance(error, Gone):
+                raise
             raise Rejected(str(error)) from error
-        except Busy as error:
-            raise Rejected("the engine is being started anew") from error
-        if isinstance(event, (Update, Reset)):
-            found.given.setdefault(event.event_id, event)
-        else:
+        if isinstance(event, (Pause, Resume)):
             found.paused = event.event_id if isinstance(event, Pause) else None
 
     async def snapshot(self, session: str, *, light: bool = True) -> bytes:
@@ -318,7 +323,8 @@ class EngineProcess:
             )  # fmt: skip
             return
         if isinstance(event, Applied):
-            if event.event_id in session.told:
+            if event.event_id in session.told or event.event_id == session.hushed:
+                session.hushed = None
                 return
             if event.kind in ("update", "reset"):
                 session.told.add(event.event_id)
@@ -381,7 +387,7 @@ class EngineProcess:
             for control in list(session.given.values()):
                 await self._ask(wire.Steer(next(self._requests), name, control))
             if session.paused is not None:
-                session.told.add(session.paused)
+                session.hushed = session.paused
                 pause = Pause(event_id=session.paused)
                 await self._ask(wire.Steer(next(self._requests), name, pause))
         except LiveReelError as error:

@@ -83,6 +83,8 @@ class Link:
         await self._close()
 
     async def _close(self) -> None:
+        if self._sock.fileno() < 0:
+            return
         self._loop.remove_reader(self._sock.fileno())
         for task in self._tasks:
             task.cancel()
