@@ -89,7 +89,14 @@ def estimate(
     }
     item = max((size for _, size in sizes["transformer"]), default=DTYPE_BYTES.get(dtype, 4))
     tokens = dit.tokens(width // vae.spatial, height // vae.spatial)
-    if folder.has_recipe:
+    windowed = folder.classes.get("transformer") in registry.WINDOWED
+    if folder.has_recipe and windowed:
+        # A window at a time, past and chunk as one clip, with the prompt and then without.
+        slots = seen = 0
+        prompts = batch = 1
+        latents = stream.sinks + stream.anchors + stream.window
+        decoded = vae.part(stream.chunk_latents)
+    elif folder.has_recipe:
         seen = stream.sinks + stream.anchors + stream.window - stream.chunk_latents
         slots = seen + stream.chunk_latents
         # Anchors and other frames have slots of their own (csrc/window.h).
@@ -104,13 +111,17 @@ def estimate(
         prompts = batch = 2
         latents = vae.latents(round(_CLIP_SECONDS * stream.fps) if frames is None else frames)
         decoded = vae.part(latents)
+    length = stream.max_sequence_length
+    queries = tokens * latents + (length if windowed else 0)
     return MemoryEstimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
-        kv_ring=dit.kv(tokens * slots + prompts * stream.max_sequence_length, item),
+        kv_ring=0 if windowed else dit.kv(tokens * slots + prompts * length, item),
         conv_caches=vae.conv_caches(width, height) * item * (3 if graphs else 1),
         activations=max(
-            dit.pass_(batch * tokens * latents, tokens * seen, item, keeps=folder.has_recipe),
+            dit.pass_(
+                batch * queries, tokens * seen, item, keeps=folder.has_recipe and not windowed
+            ),
             vae.call(width, height, decoded, item),
         ),
     )

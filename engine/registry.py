@@ -38,6 +38,8 @@ CLIPS: dict[str, str] = {
 }
 """For a DiT's class what gives, from its config, size and rate of clips; Wan's where there is
 none."""
+WINDOWED = frozenset({"CogVideoXTransformer3DModel"})
+"""Classes of DiTs that keep no keys and values: they stream over windows of past latents."""
 DECODER_SIZES: dict[str, str] = {
     "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.memory:DecoderSize",
 }

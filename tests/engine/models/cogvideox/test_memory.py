@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from livereel.engine import registry
+from livereel.engine import cli, memory, registry
+from livereel.engine.checkpoint.folder import open_folder
+from livereel.engine.checkpoint.recipes import RECIPES
 from livereel.engine.models.cogvideox.config import CogVideoXVAEConfig
 from livereel.engine.models.cogvideox.defaults import clip_config
 from livereel.engine.models.cogvideox.memory import DecoderSize
@@ -49,6 +55,30 @@ def test_clips_have_the_size_and_rate_of_the_family(
     assert (config.width, config.height) == size
     assert (config.fps, config.max_sequence_length) == (fps, 224)
     assert replace(config, fps=fps) == config
+
+
+@pytest.mark.parametrize("recipe", [None, "windows-2b"])
+def test_info_tells_of_a_folder_before_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str | None
+) -> None:
+    parts = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
+    index = {name: ["diffusers", cls] for name, cls in parts.items()}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    dit = {"num_attention_heads": 30, "attention_head_dim": 64, "num_layers": 30, "patch_size": 2}
+    for name, config in (("transformer", dit), ("vae", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        save_file({"a": np.zeros(10, np.float16)}, tmp_path / name / "model.safetensors")
+    if recipe is not None:
+        (tmp_path / "livereel.json").write_text(json.dumps(RECIPES[recipe].to_dict()))
+    assert cli.main(["info", str(tmp_path), "--dtype", "bfloat16"]) == 0
+    out = capsys.readouterr().out
+    assert "720x480 at 8 fps; sizes are multiples of 16" in out
+    assert ("window 13" in out) == (recipe is not None)
+    need = memory.estimate(open_folder(tmp_path), dtype="bfloat16")
+    assert need.kv_ring == 0
+    longer = memory.estimate(open_folder(tmp_path), dtype="bfloat16", frames=481)
+    assert (longer == need) == (recipe is not None)
 
 
 def test_other_families_have_no_rows() -> None:
