@@ -1,20 +1,23 @@
-"""`livereel eval`: how well the demo model does what captions say, as a table."""
+"""`livereel eval`: how well the demo model does what captions say, or what videos look like."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from ..errors import InputError
 from . import arguments
 from .progress import Progress
 
-SUMMARY = "score the demo model on captions that its training never saw"
+SUMMARY = "score the demo model on captions that its training never saw, or measure videos"
 EXAMPLES = """\
 examples:
   livereel eval
   livereel eval --clips 24 --streams 0 --changes 8      (a quick look)
   livereel eval --streams 8 --minutes 10 --json scores.json
+  livereel eval --metrics clip.mp4                      (flicker and drift)
+  livereel eval --metrics bf16.mp4 fp32.mp4 --json metrics.json --plot metrics.png
 
 The table goes to stdout as Markdown. The same options give the same scores on the same machine.
 """
@@ -56,12 +59,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--seed", type=arguments.whole(0, 2**64 - 1), default=0, help="of captions and noise"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the scores as JSON")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="VIDEO",
+        help="measure one video, or compare two, instead of scoring the model",
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the measures of --metrics")
     arguments.add_model(parser)
     arguments.add_decoder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Render, measure, print the table. Returns the exit code."""
+    if options.metrics is not None:
+        return _measure(options)
+    if options.plot is not None:
+        raise InputError("--plot goes with --metrics")
     if options.clips + options.streams + options.changes + options.scenes == 0:
         raise InputError("nothing to score: --clips, --streams, --changes and --scenes are all 0")
     if options.json is not None:
@@ -85,6 +99,28 @@ def run(options: argparse.Namespace) -> int:
     print(report.to_markdown(), end="")
     if options.json is not None:
         Path(options.json).write_text(report.to_json() + "\n")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    """One video, or two and how far they are apart."""
+    if len(options.metrics) > 2 or len(set(options.metrics)) < len(options.metrics):
+        raise InputError(f"--metrics: give one video, or two, not {len(options.metrics)}")
+    for path in (options.json, options.plot):
+        if path is not None:
+            arguments.check_file(Path(path))
+
+    from ..media.metrics import compare_videos, measure_video, to_json, to_markdown
+
+    comparison = compare_videos(*options.metrics) if len(options.metrics) == 2 else None
+    videos = {path: measure_video(path) for path in options.metrics}
+    print(to_markdown(videos, comparison), end="")
+    if options.json is not None:
+        Path(options.json).write_text(json.dumps(to_json(videos, comparison), indent=2) + "\n")
+    if options.plot is not None:
+        from ..media.plot import save_plot
+
+        save_plot(Path(options.plot), videos, comparison)
     return 0
 
 

@@ -64,7 +64,7 @@ def read_video(path: str | Path, max_frames: int) -> tuple[Frames, float]:
     """
     if max_frames < 1:
         raise InputError(f"max_frames must be at least 1, got {max_frames}")
-    found = list(islice(_decoded(path), max_frames))
+    found = list(islice(video_frames(path), max_frames))
     if not found:
         raise InputError(f"{path} holds no video frame")
     return np.stack([frame for frame, _ in found]), found[0][1]
@@ -81,7 +81,7 @@ def read_clip(
     """
     most = min(max_frames, MAX_CLIP_BYTES // (width * height * 3))
     frames: list[Frames] = []
-    for i, (frame, rate) in enumerate(_decoded(path)):
+    for i, (frame, rate) in enumerate(video_frames(path)):
         due = math.ceil((i + 1) * fps / rate - 1e-6)  # frames that begin before this one's end
         if cut and due >= max_frames:
             due = max_frames
@@ -100,8 +100,11 @@ def read_clip(
     return np.stack(frames)
 
 
-def _decoded(path: str | Path) -> Iterator[tuple[Frames, float]]:
-    """Each frame as it is decoded, uint8 `[H, W, 3]`, and the file's frames a second."""
+def video_frames(path: str | Path) -> Iterator[tuple[Frames, float]]:
+    """Each frame as it is decoded, uint8 `[H, W, 3]`, and the file's frames a second.
+
+    Raises `InputError` as `read_video` does.
+    """
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

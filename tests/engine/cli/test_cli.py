@@ -54,8 +54,8 @@ def test_options_stay_as_they_are() -> None:
         "--model --output --script --seconds --seed --sheet --size --steps --strength --video"
     )
     assert " ".join(options["eval"]) == (
-        "--changes --clips --decoder --device --dtype --help --json --minutes --model --scenes "
-        "--seed --streams"
+        "--changes --clips --decoder --device --dtype --help --json --metrics --minutes --model "
+        "--plot --scenes --seed --streams"
     )
     assert options["info"] == ["--dtype", "--help", "--json", "--size"]
     assert options["convert"] == sorted(
