@@ -77,8 +77,8 @@ class SharedWeights:
 class OnnxWriter:
     """Writes graphs and their weights into a folder; see `livereel.export.package.Writer`."""
 
-    versions = ("torch", "onnx", "onnxscript", "onnxruntime")
-    chips = ("any",)
+    versions: tuple[str, ...] = ("torch", "onnx", "onnxscript", "onnxruntime")
+    chips: tuple[str, ...] = ("any",)
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
     from .steps import Step
 
-WRITERS = {"onnx": ".onnx:OnnxWriter"}
+WRITERS = {
+    "onnx": ".onnx:OnnxWriter",
+    "tensorrt": ".onnx:OnnxWriter",
+    "tensorrt-rtx": ".tensorrt:RTXWriter",
+    "aoti": ".aoti:AotiWriter",
+}
 """Format -> the `Writer` that writes its graphs."""
 _TOKENIZER = ("*.json", "*.txt", "*.model")
 
@@ -106,7 +111,7 @@ def write_package(
     `ResourceError` where a library is missing.
     """
     with new_folder(out) as draft:
-        writer = _writer(format, draft)
+        writer = _writer(format, draft, plan.targets)
         graphs: dict[str, Graph] = {}
         found: dict[tuple[str, str], float] = {}
         for part, steps in _parts(plan):
@@ -192,11 +197,12 @@ def _describe(plan: Plan, format: Format, writer: Writer, graphs: dict[str, Grap
     )
 
 
-def _writer(format: str, folder: Path) -> Writer:
+def _writer(format: str, folder: Path, targets: tuple[str, ...] = ()) -> Writer:
     if format not in WRITERS:
         raise ResourceError(f"this build cannot export to {format}")
     module, _, name = WRITERS[format].partition(":")
-    writer: Writer = getattr(import_module(module, __package__), name)(folder)
+    options = {"targets": targets} if targets else {}
+    writer: Writer = getattr(import_module(module, __package__), name)(folder, **options)
     return writer
 
 

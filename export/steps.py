@@ -275,8 +275,9 @@ def _with_state(
 ) -> Iterator[tuple[str, Step]]:
     """A stream's first call, of one frame, and later ones, by name with so many frames each."""
     given, made = module.names
-    with torch.inference_mode():
-        _, *caches = module(lone)
+    traced = torch.export.export(module, (lone,), strict=False)  # for shapes alone
+    (results,) = traced.graph.find_nodes(op="output")[0].args
+    caches = [node.meta["val"] for node in results[1:]]
     names = [f"cache_{i:02}" for i in range(len(caches))]
     outputs = (made, *(f"next_{cache}" for cache in names))
     state = {f"next_{cache}": cache for cache in names}

@@ -33,7 +33,8 @@ def norm_modulate_reference(
     wide = torch.promote_types(x.dtype, torch.float32)
     if scale[..., 0].numel() == 1:  # one timestep for all: they are the norm's own gain and bias
         gain, bias = (base + scale).flatten(), shift.flatten()
-        if x.device.type == "cpu":  # this kernel takes a half-precision x with fp32 gains as it is
+        # This kernel takes a half-precision x with fp32 gains as it is; exported graphs must not.
+        if x.device.type == "cpu" and not torch.compiler.is_exporting():
             return F.layer_norm(x, x.shape[-1:], gain, bias, eps)
         return F.layer_norm(x.to(wide), x.shape[-1:], gain, bias, eps).to(x.dtype)
     normed = F.layer_norm(x.to(wide), x.shape[-1:], eps=eps)

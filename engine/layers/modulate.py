@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ __all__ = ["gate_residual", "layer_norm", "norm_modulate"]
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """LayerNorm over the last dim, computed in fp32, given back in the dtype of `x`."""
-    if x.device.type == "cpu":  # this kernel takes a half-precision x with fp32 gains as it is
+    # This kernel takes a half-precision x with fp32 gains as it is; graphs for others must not.
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     return F.layer_norm(x.float(), x.shape[-1:], weight, bias, eps).to(x.dtype)

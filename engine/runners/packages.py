@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..package import Package
     from .graphs import GraphRunner
 
-RUNNERS = {"onnx": ".onnx"}
+RUNNERS = {"onnx": ".onnx", "aoti": ".aoti", "tensorrt": ".tensorrt", "tensorrt-rtx": ".tensorrt"}
 """Format -> the module whose `load(package, device)` gives a `GraphRunner`."""
 
 
