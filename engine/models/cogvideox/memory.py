@@ -11,8 +11,8 @@ from typing import Any
 from ...layers.chunks import cut
 from .config import CHUNK, CogVideoXVAEConfig
 
-_NORM_BYTES = 24
-"""Beside the activations: a spatial norm in fp32, with its gains and biases."""
+_COPIES = 5
+"""Of the widest activations, at the peak."""
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ class DecoderSize:
         """The last level's buffers at their peak, and the frames as floats."""
         frames = latents * self.temporal
         widest = max(self.config.block_out_channels[:2])
-        return frames * width * height * (widest * (4 * item + _NORM_BYTES) + 3 * 8)
+        return frames * width * height * (widest * _COPIES * item + 3 * 8)

@@ -24,9 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from livereel.kernels.group_norm_silu import group_norm_silu_reference
-from livereel.kernels.spatial_norm import spatial_norm_reference
-
 from ...errors import InputError
 from ...layers.causal_conv import CacheTape, ConvCaches, newest
 from ...layers.chunks import cut
@@ -71,10 +68,20 @@ class GroupNormSiLU(nn.GroupNorm):
 
     def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
         """`[B, C, T, H, W]` to the same shape; no latents are looked at."""
-        y = group_norm_silu_reference(
-            x.movedim(1, -1), self.weight, self.bias, self.num_groups, EPS
-        )
-        return y.movedim(-1, 1)
+        return F.silu(super().forward(x), inplace=True)
+
+
+def spread(y: Tensor, gain: Tensor, bias: Tensor) -> None:
+    """`y gain + bias` in place, each value of the smaller `gain` and `bias` serving its share of
+    neighboring frames, rows and columns of `y`."""
+    if not y.shape[2]:
+        return
+    sizes = zip(y.shape[2:], gain.shape[2:], strict=True)
+    view: Tensor = y
+    for dim, (large, small) in enumerate(sizes):
+        view = view.unflatten(2 + 2 * dim, (small, large // small))
+    gain, bias = (by[:, :, :, None, :, None, :, None] for by in (gain, bias))
+    view.mul_(gain).add_(bias)
 
 
 class SpatialNormSiLU(nn.Module):
@@ -92,12 +99,13 @@ class SpatialNormSiLU(nn.Module):
     def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
         """`x` `[B, C, T, H, W]` under the decoder's input."""
         assert latents is not None
-        norm = self.norm_layer
-        gains = torch.cat([self.conv_y.conv(latents), self.conv_b.conv(latents)], dim=1)
-        y = spatial_norm_reference(
-            x.movedim(1, -1), gains.movedim(1, -1), norm.weight, norm.bias, norm.num_groups, EPS
-        )
-        return y.movedim(-1, 1)
+        y: Tensor = self.norm_layer(x)
+        gain, bias = self.conv_y.conv(latents), self.conv_b.conv(latents)
+        # A chunk's first frame stands alone where the chunk has an odd number of them.
+        lone = x.shape[2] % 2 if x.shape[2] > 1 else 0
+        for first, last in ((0, lone), (lone, None)):
+            spread(y[:, :, first:last], gain[:, :, first:last], bias[:, :, first:last])
+        return F.silu(y, inplace=True)
 
 
 Norm = GroupNormSiLU | SpatialNormSiLU

@@ -41,7 +41,7 @@ def test_caches_are_as_large_as_told(levels: int) -> None:
 def test_a_published_decoder_takes_gigabytes_at_its_own_size() -> None:
     told = DecoderSize.read({})
     assert told.conv_caches(720, 480) * 2 == pytest.approx(2.81e9, rel=1e-3)
-    assert 10e9 < told.call(720, 480, 3, 2) < 60e9
+    assert 5e9 < told.call(720, 480, 3, 2) < 20e9
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_info_tells_of_a_folder_before_it_is_loaded(
     assert ("window 13" in out) == (recipe is not None)
     need = memory.estimate(open_folder(tmp_path), dtype="bfloat16")
     assert need.kv_ring == 0
-    longer = memory.estimate(open_folder(tmp_path), dtype="bfloat16", frames=481)
+    longer = memory.estimate(open_folder(tmp_path), dtype="bfloat16", frames=1601)
     assert (longer == need) == (recipe is not None)
 
 
