@@ -17,8 +17,13 @@ def cpu_name() -> str:
 def cpu_features() -> list[str]:
     """The instruction sets that decide how fast a CPU is here."""
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-    have = (_cpu_line("flags") or _cpu_line("Features")).split()
+    have = cpu_flags()
     return [feature for feature in wanted if feature in have]
+
+
+def cpu_flags() -> frozenset[str]:
+    """All that Linux says the CPU can do."""
+    return frozenset((_cpu_line("flags") or _cpu_line("Features")).split())
 
 
 def cores() -> int:

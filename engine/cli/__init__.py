@@ -16,9 +16,9 @@ from typing import NoReturn, TextIO
 from .. import __version__
 from ..errors import InputError, LiveReelError
 from ..memory import shortage_told
-from . import bench, convert, eval, export, generate, info, serve, tune
+from . import bench, convert, embed, eval, export, generate, info, serve, tune
 
-_COMMANDS = (generate, serve, info, eval, convert, export, tune, bench)
+_COMMANDS = (generate, serve, info, eval, convert, export, embed, tune, bench)
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
