@@ -97,7 +97,7 @@ lint: tidy
 # clang-tidy on the C++ core, its binding and its tests.
 tidy: $(VENV)/.installed-dev
 	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DLIVEREEL_TESTS=ON \
-	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DLIVEREEL_RUNTIME=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -S . -B $(BUILD)/tidy > /dev/null
 	find csrc tests/csrc -name '*.cpp' -print0 \
 	  | xargs -0 -P 2 -n 1 $(BIN)/clang-tidy --quiet -p $(BUILD)/tidy

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "error.h"
 #include "json.h"
+#include "livereel/error.h"
 
 namespace livereel {
 namespace {

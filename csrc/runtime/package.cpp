@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "error.h"
 #include "file.h"
+#include "livereel/error.h"
 #include "sha256.h"
 
 namespace livereel {

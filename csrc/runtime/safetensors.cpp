@@ -5,8 +5,8 @@
 #include <cstring>
 #include <utility>
 
-#include "error.h"
 #include "json.h"
+#include "livereel/error.h"
 
 namespace livereel {
 namespace {

@@ -3,8 +3,8 @@
 #include <cerrno>
 #include <cmath>
 
-#include "error.h"
 #include "file.h"
+#include "livereel/error.h"
 
 namespace livereel {
 

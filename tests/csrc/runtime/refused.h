@@ -1,7 +1,7 @@
 // refused(status, function): whether the function throws an Error of that status.
 #pragma once
 
-#include "error.h"
+#include "livereel/error.h"
 
 namespace livereel {
 

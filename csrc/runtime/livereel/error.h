@@ -4,21 +4,20 @@
 #include <stdexcept>
 #include <string>
 
+#include "livereel/livereel.h"
+
 namespace livereel {
 
-// Numbered as `livereel_status` in livereel.h.
-enum class Status : int {
-  kOk = 0,
-  kEnd = 1,
-  kArgument = 2,
-  kFile = 3,
-  kPackage = 4,
-  kVersion = 5,
-  kMemory = 6,
-  kInternal = 7,
+enum class Status {
+  kArgument = LIVEREEL_ARGUMENT,
+  kFile = LIVEREEL_FILE,
+  kPackage = LIVEREEL_PACKAGE,
+  kVersion = LIVEREEL_VERSION,
+  kMemory = LIVEREEL_MEMORY,
+  kInternal = LIVEREEL_INTERNAL,
 };
 
-class Error : public std::runtime_error {
+class LIVEREEL_API Error : public std::runtime_error {
  public:
   Error(Status status, const std::string& what) : std::runtime_error(what), status_(status) {}
 

@@ -1,0 +1,71 @@
+// A loaded package: from a state to its next chunk, step by step as the Python runner goes.
+//
+// Shapes: C latent channels, T latent frames, H W latent space, F frames, L text tokens, D text
+// width, S latent frames of the past, n tokens a latent frame, h heads, d head width.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "graph.h"
+#include "package.h"
+#include "state.h"
+#include "window.h"
+
+namespace livereel {
+
+// A prompt's keys and values, [layers, L, h, d] each.
+struct TextKV {
+  at::Tensor k;
+  at::Tensor v;
+};
+
+class Model {
+ public:
+  // Throws Error for a package that cannot be opened or loaded, or whose graphs do not fit one
+  // another.
+  Model(const std::filesystem::path& package, const std::filesystem::path& unpack_to);
+
+  [[nodiscard]] const Manifest& manifest() const noexcept { return package_.manifest; }
+
+  // A prompt's embedding [tokens, width] as graphs take it, [1, L, D], zeros behind it. Throws
+  // Error(kArgument) for more tokens than L, none, or another width.
+  [[nodiscard]] at::Tensor text(const float* values, std::int64_t tokens, std::int64_t width) const;
+  [[nodiscard]] TextKV text_kv(const at::Tensor& text) const;
+
+  // A state before the first chunk.
+  [[nodiscard]] State begin(std::uint64_t seed, std::int64_t steps) const;
+
+  // Throws Error(kPackage) for a state that no stream of this model can have come to.
+  void check(const State& state) const;
+
+  // Runs the cache pass that the chunk before left open, under the prompt it was made with.
+  void remember(State& state, const TextKV& text) const;
+
+  // Makes the next chunk's clean latents [1, C, T, H, W] and takes them into the state.
+  [[nodiscard]] at::Tensor sample(State& state, const TextKV& text) const;
+
+  // Decodes latents to bytes [F, height, width, 3].
+  [[nodiscard]] at::Tensor decode(State& state, const at::Tensor& latents) const;
+
+ private:
+  using Pass = std::function<std::vector<at::Tensor>(const at::Tensor& latents, double timestep)>;
+
+  [[nodiscard]] const Graph& graph(std::string_view name) const;
+  [[nodiscard]] Pass at(const State& state, std::int64_t first, std::int64_t count,
+                        const TextKV& text) const;
+  [[nodiscard]] at::Tensor noise(const State& state, std::uint32_t step, std::int64_t count) const;
+  [[nodiscard]] std::int64_t chunk_size(std::int64_t chunk) const;
+  void check_graphs() const;
+
+  Package package_;
+  Window window_;
+  std::map<std::string, Graph, std::less<>> graphs_;
+};
+
+}  // namespace livereel

@@ -1,0 +1,96 @@
+#include "state.h"
+
+#include <charconv>
+#include <limits>
+#include <utility>
+
+#include "graph.h"
+#include "livereel/error.h"
+#include "safetensors.h"
+
+namespace livereel {
+namespace {
+
+constexpr const char* kFormat = "livereel.runtime 1";
+
+TensorView view_of(const at::Tensor& tensor) {
+  TensorView view;
+  view.dtype = "F32";
+  view.shape = tensor.sizes().vec();
+  view.data = {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
+  return view;
+}
+
+template <typename Number>
+Number number_of(const Safetensors& content, const char* name) {
+  const auto found = content.metadata.find(name);
+  Number number = 0;
+  if (found != content.metadata.end()) {
+    const std::string& text = found->second;
+    const char* const end = text.data() + text.size();
+    const auto [ptr, error] = std::from_chars(text.data(), end, number);
+    if (ptr == end && error == std::errc() && std::in_range<std::uint64_t>(number)) return number;
+  }
+  throw Error(Status::kPackage, std::string("the snapshot's ") + name + " cannot be read");
+}
+
+at::Tensor tensor_of(const Safetensors& content, const std::string& name) {
+  const auto found = content.tensors.find(name);
+  return found == content.tensors.end() ? at::Tensor() : to_tensor(found->second);
+}
+
+}  // namespace
+
+std::vector<std::byte> save_state(const State& state, const std::string& model) {
+  Safetensors content;
+  content.metadata = {{"format", kFormat},
+                      {"model", model},
+                      {"seed", std::to_string(state.seed)},
+                      {"steps", std::to_string(state.steps)},
+                      {"chunk", std::to_string(state.chunk)},
+                      {"latent", std::to_string(state.latent)},
+                      {"pts", std::to_string(state.pts)}};
+  std::vector<std::pair<std::string, at::Tensor>> tensors = {{"text", state.text},
+                                                             {"ring.k", state.ring_k},
+                                                             {"ring.v", state.ring_v},
+                                                             {"pending", state.pending}};
+  for (std::size_t i = 0; i < state.caches.size(); ++i) {
+    tensors.emplace_back("cache." + std::to_string(i), state.caches[i]);
+  }
+  for (auto& [name, tensor] : tensors) {
+    if (!tensor.defined()) continue;
+    tensor = tensor.contiguous();  // and kept until it is copied
+    content.tensors.emplace(name, view_of(tensor));
+  }
+  return write_safetensors(content);
+}
+
+State load_state(std::span<const std::byte> bytes, const std::string& model) {
+  const Safetensors content = read_safetensors(bytes);
+  const auto told = [&](const char* name) {
+    const auto found = content.metadata.find(name);
+    return found == content.metadata.end() ? std::string() : found->second;
+  };
+  if (told("format") != kFormat) throw Error(Status::kPackage, "these bytes are no snapshot");
+  if (told("model") != model) {
+    throw Error(Status::kPackage, "the snapshot belongs to model " + told("model").substr(0, 40) +
+                                      "; this package is " + model);
+  }
+  State state;
+  state.seed = number_of<std::uint64_t>(content, "seed");
+  state.steps = number_of<std::int64_t>(content, "steps");
+  state.chunk = number_of<std::int64_t>(content, "chunk");
+  state.latent = number_of<std::int64_t>(content, "latent");
+  state.pts = number_of<std::int64_t>(content, "pts");
+  state.text = tensor_of(content, "text");
+  state.ring_k = tensor_of(content, "ring.k");
+  state.ring_v = tensor_of(content, "ring.v");
+  state.pending = tensor_of(content, "pending");
+  for (at::Tensor cache = tensor_of(content, "cache.0"); cache.defined();
+       cache = tensor_of(content, "cache." + std::to_string(state.caches.size()))) {
+    state.caches.push_back(cache);
+  }
+  return state;
+}
+
+}  // namespace livereel

@@ -1,0 +1,77 @@
+// Streams a package and compares every byte with what Python's runner made of it: 50 chunks, the
+// prompt changed in the middle, the second half once more from a snapshot.
+//
+//   test_stream FOLDER, which holds package/, first.safetensors, second.safetensors and frames.rgb
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <span>
+#include <vector>
+
+#include "../check.h"
+#include "file.h"
+#include "livereel/stream.h"
+
+namespace {
+
+constexpr std::int64_t kChunks = 50;
+constexpr std::int64_t kChange = 25;
+constexpr std::uint64_t kSeed = 7;
+
+// Streams up to the last chunk and compares; gives a snapshot from before the prompt's change.
+std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embeds& second,
+                                  std::span<const std::byte> wanted) {
+  std::vector<std::byte> snapshot;
+  std::int64_t index = 0;
+  stream.run([&](const livereel::Chunk& chunk) {
+    const auto size = static_cast<std::size_t>(chunk.height * chunk.width * 3);
+    const std::size_t from = static_cast<std::size_t>(chunk.pts) * size;
+    CHECK(chunk.frames.size() == static_cast<std::size_t>(chunk.count) * size);
+    CHECK(from + chunk.frames.size() <= wanted.size());
+    if (std::memcmp(chunk.frames.data(), wanted.data() + from, chunk.frames.size()) != 0) {
+      std::fprintf(stderr, "chunk %lld differs\n", static_cast<long long>(chunk.index));
+      std::exit(1);
+    }
+    index = chunk.index;
+    if (index == kChange - 1) {
+      snapshot = stream.snapshot();
+      stream.update(second);
+    }
+    return index < kChunks - 1;
+  });
+  CHECK(index == kChunks - 1);
+  return snapshot;
+}
+
+void test(const std::filesystem::path& folder) {
+  const livereel::MappedFile frames(folder / "frames.rgb");
+  const livereel::Embeds first = livereel::read_embeds(folder / "first.safetensors");
+  const livereel::Embeds second = livereel::read_embeds(folder / "second.safetensors");
+  livereel::Options options;
+  options.seed = kSeed;
+  std::vector<std::byte> snapshot;
+  {
+    livereel::Stream stream(folder / "package", first, options);
+    snapshot = stream_all(stream, second, frames.bytes());
+  }
+  livereel::Stream restored(folder / "package", snapshot);
+  restored.update(second);
+  stream_all(restored, second, frames.bytes());
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  CHECK(count == 2);
+  try {
+    test(values[1]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
