@@ -12,9 +12,7 @@ import itertools
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -43,6 +41,7 @@ from .messages import (
     Spec,
     Update,
 )
+from .watched import Watched
 from .worker import BEAT_S, Setup
 from .worker_client import Busy, Gone, Rejected
 
@@ -50,42 +49,15 @@ SILENT_BEATS = 4
 """Heartbeats missed after which the engine is not ready: one second."""
 DEAD_BEATS = 16
 """And after which it is ended and started anew."""
-HUNG_S = 60.0
-"""A pass that has run for so long does not end any more."""
+HUNG_S, HUNG_TIMES = 60.0, 20.0
+"""A pass that has run for so long, and so many times longer than it should, does not end any more.
+"""
 _START_S = 300.0
 _STOP_S = 3.0
 _RETRY_S = 2.0
 _LONGEST_WAIT_S = 30.0
 _LIVES, _LIVES_S = 3, 60.0
-"""A session that was revived so often in so many seconds may be what kills the engine."""
-
-
-@dataclass
-class _Session:
-    spec: Spec
-    opened: Opened
-    ring: FrameRing | None
-    end: int | None
-    chunk: int
-    pts: int
-    snapshot: bytes | None
-    events: deque[Event] = field(default_factory=deque)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    given: dict[str, Update | Reset] = field(default_factory=dict)
-    """Controls that the snapshot does not know of, in order."""
-    told: set[str] = field(default_factory=set)
-    """Those of them whose `Applied` was passed on."""
-    paused: str | None = None
-    hushed: str | None = None
-    """A pause that is given again: its `Applied` was passed on."""
-    revived: list[float] = field(default_factory=list)
-    ended: bool = False
-
-    def tell(self, event: Event) -> None:
-        if not self.ended:
-            self.ended = isinstance(event, Ended)
-            self.events.append(event)
-            self.news.set()
+"""A session in whose passes the engine died more often in so many seconds is given up."""
 
 
 class EngineProcess:
@@ -93,16 +65,18 @@ class EngineProcess:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Watched] = {}
         self._requests = itertools.count()
         self._asked: dict[int, asyncio.Future[wire.Granted]] = {}
         self._opening: dict[str, Spec] = {}
+        self._in_pass: set[str] = set()
         self._model: ModelInfo | None = None
         self._link: Link | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._draining = self._stopped = False
         self._health: Health = "starting"
         self._full = False
+        self._hung: asyncio.Task[None] | None = None
         self._missed = 0
         self.restarts = 0
 
@@ -271,8 +245,9 @@ class EngineProcess:
                 os.close(fd)
         if isinstance(report, wire.Beat):
             self._missed, self._full = 0, report.full
-            if report.pass_s > HUNG_S and self._link is not None:
-                self._link.hurt()
+            hung = report.pass_s > max(HUNG_S, HUNG_TIMES * report.expected_s)
+            if hung and self._link is not None and self._hung is None:
+                self._hung = asyncio.get_running_loop().create_task(self._link.put_down())
         elif isinstance(report, wire.Ready):
             self._model = report.model
         elif isinstance(report, wire.Granted):
@@ -285,7 +260,11 @@ class EngineProcess:
             asked = self._asked.get(report.request)
             if asked is not None and not asked.done():
                 asked.set_exception(_refusal(report))
+        elif isinstance(report, wire.Begun):
+            self._in_pass = set(report.sessions)
         elif isinstance(report, wire.Told):
+            if isinstance(report.event, (ChunkMade, Failed)):
+                self._in_pass.discard(report.session)
             if report.session in self._sessions:
                 self._event(report.session, self._sessions[report.session], report.event)
         elif isinstance(report, wire.Saved) and report.session in self._sessions:
@@ -303,13 +282,13 @@ class EngineProcess:
             self._sessions[name].ring = ring
         elif spec is not None:
             end = None if spec.frames is None else opened.pts + spec.frames
-            self._sessions[name] = _Session(
+            self._sessions[name] = Watched(
                 spec, opened, ring, end, opened.chunk, opened.pts, spec.snapshot
             )
         elif self._link is not None:  # whoever wanted it did not wait
             self._link.send(wire.Close(name))
 
-    def _event(self, name: str, session: _Session, event: EngineEvent) -> None:
+    def _event(self, name: str, session: Watched, event: EngineEvent) -> None:
         if isinstance(event, ChunkMade):
             frame = None if session.ring is None else session.ring.read()
             if frame is None or frame.tag != event.chunk:
@@ -332,7 +311,7 @@ class EngineProcess:
             del self._sessions[name]
         session.tell(event)
 
-    def _find(self, session: str) -> _Session:
+    def _find(self, session: str) -> Watched:
         if session not in self._sessions:
             raise Gone("there is no such session")
         return self._sessions[session]
@@ -349,12 +328,17 @@ class EngineProcess:
                 await self._restart()
 
     async def _restart(self) -> None:
-        self._health = "down"
+        self._health, self._hung = "down", None
         if self._link is not None:
             await self._link.kill()
         self._fail_requests()
-        for session in self._sessions.values():
+        now = time.monotonic()
+        for name, session in self._sessions.items():
             session.ring = None
+            session.blamed = [at for at in session.blamed if now - at < _LIVES_S]
+            if name in self._in_pass:
+                session.blamed.append(now)
+        self._in_pass.clear()
         wait = 0.1
         while True:
             self._link = await Link.open(self._setup, self._take)
@@ -372,16 +356,16 @@ class EngineProcess:
         for name, session in list(self._sessions.items()):
             await self._revive(name, session)
 
-    async def _revive(self, name: str, session: _Session) -> None:
-        now = time.monotonic()
-        session.revived = [at for at in session.revived if now - at < _LIVES_S] + [now]
-        if len(session.revived) > _LIVES:
+    async def _revive(self, name: str, session: Watched) -> None:
+        if len(session.blamed) > _LIVES:
             self._give_up(name, "the engine did not live through this session's chunks")
             return
         frames = None if session.end is None else session.end - session.pts
         spec = msgspec.structs.replace(session.spec, snapshot=session.snapshot, frames=frames)
         try:
-            command = wire.Open(next(self._requests), name, spec, session.chunk, session.pts)
+            command = wire.Open(
+                next(self._requests), name, spec, session.chunk, session.pts, bool(session.blamed)
+            )
             await self._ask(command)
             session.tell(Resumed(chunk=session.chunk, pts=session.pts))
             for control in list(session.given.values()):

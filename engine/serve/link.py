@@ -17,6 +17,7 @@ from . import wire
 from .worker import Setup
 
 _STOP_S = 3.0
+_DUMP_S = 0.2
 
 
 class Link:
@@ -67,6 +68,13 @@ class Link:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
+
+    async def put_down(self) -> None:
+        """End a process that hangs, after it has written to stderr where."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGUSR1)
+        await asyncio.sleep(_DUMP_S)
+        self.hurt()
 
     async def stop(self) -> None:
         """End the channel, and with it the process."""

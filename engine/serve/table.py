@@ -78,6 +78,7 @@ class _Session:
     ring: FrameRing
     turn: Turn
     end: float
+    alone: bool
     opened: float
     renewed: float
     saved: float
@@ -91,7 +92,8 @@ class _Session:
 class Table:
     """The sessions of one engine.
 
-    `tell` gets the events of their streams, `keep` the light snapshots that are taken in passing.
+    `begin` hears of each pass before it runs; `tell` gets the events of the sessions' streams, and
+    `keep` the light snapshots that are taken in passing.
     """
 
     def __init__(
@@ -99,12 +101,13 @@ class Table:
         backend: Backend[Any],
         *,
         limits: Limits,
+        begin: Callable[[tuple[str, ...]], None],
         tell: Callable[[str, EngineEvent], None],
         keep: Callable[[str, bytes], None],
         clock: Callable[[], float],
     ) -> None:
         self._backend, self._limits = backend, limits
-        self._tell, self._keep, self._clock = tell, keep, clock
+        self._begin, self._tell, self._keep, self._clock = begin, tell, keep, clock
         self._sessions: dict[str, _Session] = {}
         self._costs = Costs(most=backend.most)
         self._scheduler = Scheduler(
@@ -117,6 +120,8 @@ class Table:
         self._made = self._batched = 0
         self.pass_began: float | None = None
         """When the pass that is running began."""
+        self.pass_expected_s = 0.0
+        """What it was reckoned to take."""
 
     def warm_up(self) -> None:
         """Make a few chunks of the model's own size: then it is known what a pass costs, alone and
@@ -142,10 +147,17 @@ class Table:
     # Commands
 
     def open(
-        self, session: str, spec: Spec, chunk: int | None, pts: int | None
+        self,
+        session: str,
+        spec: Spec,
+        *,
+        chunk: int | None = None,
+        pts: int | None = None,
+        alone: bool = False,
     ) -> tuple[Opened, int]:
-        """Admit a session, which numbers its next chunk and frame so; gives the file descriptor of
-        its ring, too. Raises `Busy`, `InputError`."""
+        """Admit a session, which numbers its next chunk and frame so, and shares no pass if it is
+        to be stepped `alone`; gives the file descriptor of its ring, too. Raises `Busy`,
+        `InputError`."""
         model, now = self._backend.model, self._clock()
         if self._draining:
             raise Busy("the server is going down", _RETRY_S)
@@ -168,15 +180,16 @@ class Table:
         turn = Turn(
             session,
             stream.kind,
-            stream.key,
+            session if alone else stream.key,
             chunk_s,
             self._costs.of(stream.kind, 1),
             now,
             spec.live,
         )
         self._sessions[session] = _Session(
-            session, stream, ring, turn, stream.pts + (spec.frames or math.inf), now, now, now
-        )
+            session, stream, ring, turn, stream.pts + (spec.frames or math.inf), alone, now, now,
+            now,
+        )  # fmt: skip
         self._scheduler.add(turn)
         opened = Opened(
             session=session, width=stream.width, height=stream.height, fps=stream.fps,
@@ -274,7 +287,9 @@ class Table:
         start = self._clock()
         waits = [max(0.0, start - self._scheduler.release(s.turn)) for s in group]
         full = all(session.stream.chunk > 0 for session in group)
+        self._begin(tuple(session.id for session in group))
         self.pass_began = start
+        self.pass_expected_s = self._costs.of(group[0].turn.kind, len(group))
         chunks = self._backend.step([session.stream for session in group])
         self.pass_began = None
         took = self._clock() - start
@@ -297,7 +312,7 @@ class Table:
         self._made += 1
         session.ring.write(frames, tag=chunk.index)
         late = turn.made(now, len(frames) / chunk.stats.rate)
-        turn.kind, turn.key = stream.kind, stream.key
+        turn.kind, turn.key = stream.kind, session.id if session.alone else stream.key
         turn.cost_s = self._costs.of(stream.kind, 1)
         for control in session.waiting:
             self._applied(session, control, chunk.index, chunk.pts)

@@ -36,13 +36,15 @@ _READ = 1 << 18
 
 
 class Open(Struct, frozen=True, tag=True):
-    """Open a session, which is to number its next chunk and frame so (None: as it comes)."""
+    """Open a session, which is to number its next chunk and frame so (None: as it comes), and to
+    be stepped `alone` if it may be what an engine died of."""
 
     request: int
     session: SessionId
     spec: Spec
     chunk: int | None = None
     pts: int | None = None
+    alone: bool = False
 
 
 class Steer(Struct, frozen=True, tag=True):
@@ -119,6 +121,12 @@ class Granted(Struct, frozen=True, tag=True):
     state: EngineState | None = None
 
 
+class Begun(Struct, frozen=True, tag=True):
+    """A pass over these sessions begins; what becomes of each is told."""
+
+    sessions: tuple[SessionId, ...]
+
+
 class Told(Struct, frozen=True, tag=True):
     """An event of a session's stream."""
 
@@ -134,10 +142,12 @@ class Saved(Struct, frozen=True, tag=True):
 
 
 class Beat(Struct, frozen=True, tag=True):
-    """The process lives. The pass that it is in, if any, has run for `pass_s`; `full` says that a
-    session of the model's own size and rate would be refused."""
+    """The process lives. The pass that it is in, if any, has run for `pass_s`, and was reckoned to
+    take `expected_s`; `full` says that a session of the model's own size and rate would be
+    refused."""
 
     pass_s: float
+    expected_s: float
     full: bool
 
 
@@ -147,7 +157,7 @@ class CannotStart(Struct, frozen=True, tag=True):
     message: str
 
 
-Report: TypeAlias = Ready | Refused | Granted | Told | Saved | Beat | CannotStart
+Report: TypeAlias = Ready | Refused | Granted | Begun | Told | Saved | Beat | CannotStart
 REPORTS: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 In = TypeVar("In")

@@ -10,8 +10,10 @@ of a pass if need be: whoever would have got the frames is gone, and nothing out
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -55,8 +57,9 @@ class Worker:
         self._backend, self._sock, self._out = backend, sock, wire.Outgoing(sock)
         self._inbox: queue.SimpleQueue[wire.Command] = queue.SimpleQueue()
         self._table = Table(
-            backend, limits=limits, tell=self._tell, keep=self._keep, clock=time.monotonic
-        )
+            backend, limits=limits, begin=self._begin, tell=self._tell, keep=self._keep,
+            clock=time.monotonic,
+        )  # fmt: skip
         self._full = False
 
     def run(self) -> None:
@@ -84,8 +87,11 @@ class Worker:
         while True:
             began = self._table.pass_began
             spent = 0.0 if began is None else time.monotonic() - began
-            self._out.send(wire.Beat(spent, self._full))
+            self._out.send(wire.Beat(spent, self._table.pass_expected_s, self._full))
             time.sleep(BEAT_S)
+
+    def _begin(self, sessions: tuple[str, ...]) -> None:
+        self._out.send(wire.Begun(sessions))
 
     def _tell(self, session: str, event: EngineEvent) -> None:
         self._out.send(wire.Told(session, event))
@@ -139,7 +145,10 @@ class Worker:
         self._out.send(wire.Refused(request, code, str(error), retry_after_s))
 
     def _open(self, request: int, command: wire.Open) -> None:
-        opened, fd = self._table.open(command.session, command.spec, command.chunk, command.pts)
+        opened, fd = self._table.open(
+            command.session, command.spec, chunk=command.chunk, pts=command.pts,
+            alone=command.alone,
+        )  # fmt: skip
         self._out.send(wire.Granted(request, opened=opened), fd)
 
     def _steer(self, request: int, command: wire.Steer) -> None:
@@ -165,6 +174,7 @@ def load(setup: Setup) -> Backend[Any]:
 
 def main(descriptor: str, setup: str) -> None:
     """Run until the channel ends."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # says where it hangs
     sock = socket.socket(fileno=int(descriptor))
     wanted = msgspec.json.decode(setup, type=Setup)
     limits = Limits(sessions=wanted.sessions, idle_s=wanted.idle_s, lifetime_s=wanted.lifetime_s)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from livereel.engine.errors import InputError
+from livereel.engine.serve import engine_process
 from livereel.engine.serve.engine_process import EngineProcess
 from livereel.engine.serve.fake import color_of, number_of
 from livereel.engine.serve.messages import (
@@ -177,21 +178,41 @@ def test_a_stopped_engine_is_seen_within_two_seconds_and_replaced() -> None:
     with_engine(body)
 
 
-def test_a_session_that_kills_the_engine_is_given_up() -> None:
+def test_a_session_that_kills_the_engine_is_given_up_and_no_other() -> None:
     async def body(engine: EngineProcess) -> None:
-        good = await engine.open(Spec(prompt="a circle"))
-        other = Watcher(engine, good.session)
-        bad = await engine.open(Spec(prompt="a circle"))
-        watcher = Watcher(engine, bad.session)
-        await engine.control(bad.session, Update(event_id="1", prompt="crash"))
-        await watcher.task
-        assert isinstance(watcher.events[-2], Failed) and watcher.events[-2].code == "engine"
-        assert watcher.events[-1] == Ended(reason="failed")
-        other.task.cancel()
-        await until(lambda: engine.health in ("ready", "busy"))
-        await engine.open(Spec(prompt="a circle"))
+        good = Watcher(engine, (await engine.open(Spec(prompt="a circle", fps=48.0))).session)
+        opened = await engine.open(Spec(prompt="a circle", fps=48.0))
+        bad = Watcher(engine, opened.session)
+        await until(bad.seen(20))
+        await engine.control(opened.session, Update(event_id="1", prompt="crash"))
+        await bad.task
+        assert isinstance(bad.events[-2], Failed) and bad.events[-2].code == "engine"
+        assert bad.events[-1] == Ended(reason="failed")
+        await until(good.seen(60))
+        assert good.numbers == list(range(len(good.numbers)))
 
     with_engine(body)
+
+
+def test_a_pass_that_never_ends_is_ended_and_other_sessions_go_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine_process, "HUNG_S", 0.5)
+
+    async def body(engine: EngineProcess) -> None:
+        good = Watcher(engine, (await engine.open(Spec(prompt="a circle", fps=48.0))).session)
+        await until(good.seen(60))
+        opened = await engine.open(Spec(prompt="a circle", fps=48.0))
+        bad = Watcher(engine, opened.session)
+        await until(bad.seen(10))
+        await engine.control(opened.session, Update(event_id="1", prompt="hang"))
+        await bad.task
+        assert bad.events[-1] == Ended(reason="failed")
+        await until(good.seen(60))
+        assert good.numbers == list(range(len(good.numbers))) and engine.restarts >= 3
+
+    with_engine(body)
+    assert "fake_backend.py" in capfd.readouterr().err  # where it hung
 
 
 def test_memory_that_ran_out_is_told_within_a_second_and_the_next_chunk_comes() -> None:

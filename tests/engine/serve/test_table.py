@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from livereel.engine.errors import InputError
 from livereel.engine.native import FrameRing, RingFrame
@@ -62,14 +64,14 @@ class World:
         self.shown: dict[str, list[int]] = {}
         self.backend = Backend(self, chunk_s, more_s, most)
         self.table = Table(
-            self.backend, limits=limits or Limits(), tell=self._tell,
+            self.backend, limits=limits or Limits(), begin=lambda _: None, tell=self._tell,
             keep=self.saved.__setitem__, clock=lambda: self.now,
         )  # fmt: skip
         self.table.warm_up()
 
     def open(self, name: str = "a", **spec: object) -> str:
         self.events[name], self.shown[name] = [], []
-        opened, fd = self.table.open(name, Spec(**{"prompt": "a circle", **spec}), None, None)  # type: ignore[arg-type]
+        opened, fd = self.table.open(name, Spec(**{"prompt": "a circle", **spec}))  # type: ignore[arg-type]
         self.readers[name] = FrameRing.attach(fd)
         assert opened.session == name
         return name
@@ -177,6 +179,28 @@ def test_who_would_make_the_others_late_is_refused_and_told_when_to_ask_again() 
     assert len(world.table.state().sessions) == 3
 
 
+def test_four_sessions_at_four_frames_a_second_hold_their_rate_and_a_fifth_is_refused() -> None:
+    world = World(chunk_s=0.55, more_s=0.55)  # 12 frames play for 3 s
+    for name in "abcd":
+        world.open(name, fps=4.0)
+        world.run(0.3)
+    with pytest.raises(Busy, match="no time left"):
+        world.open("e", fps=4.0)
+    world.run(120.0)
+    intervals = []
+    for name in "abcd":
+        due = last = 0.0
+        for made in world.of(name, ChunkMade):
+            for _ in range(made.count):
+                due = max(due, made.made)  # as a server shows them
+                if made.chunk > 1:
+                    intervals.append(due - last)
+                last, due = due, due + 0.25
+        assert world.of(name, DeadlineMissed) == []
+    assert len(intervals) > 4 * 110 * 4
+    assert np.quantile(intervals, 0.95) <= 1.5 * 0.25 and max(intervals) < 0.3
+
+
 def test_the_first_session_is_admitted_however_slow_the_machine() -> None:
     world = World(chunk_s=30.0)
     world.open("a")
@@ -273,7 +297,7 @@ def test_light_snapshots_are_taken_in_passing() -> None:
     world = World()
     world.open("a")
     world.run(10.0)
-    opened, _ = Table.open(World().table, "a", Spec(snapshot=world.saved["a"]), 7, 1234)
+    opened, _ = Table.open(World().table, "a", Spec(snapshot=world.saved["a"]), chunk=7, pts=1234)
     assert (opened.chunk, opened.pts) == (7, 1234)
 
 
@@ -286,3 +310,61 @@ def test_what_the_model_cannot_do_takes_nothing() -> None:
     with pytest.raises(InputError, match="no LiveReel snapshot"):
         world.open("a", snapshot=b"junk")
     assert world.table.state().sessions == () and MODEL.width == 128
+
+
+NAMES = st.sampled_from("abc")
+STEPS = st.one_of(
+    st.tuples(st.just("open"), NAMES, st.sampled_from([None, 30])),
+    st.tuples(st.just("close"), NAMES, st.none()),
+    st.tuples(st.just("prompt"), NAMES, st.sampled_from(["a square", "out of memory", "broken"])),
+    st.tuples(st.sampled_from(["pause", "resume", "reset"]), NAMES, st.none()),
+    st.tuples(st.just("run"), st.none(), st.sampled_from([0.3, 2.0])),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(STEPS, max_size=25), most=st.integers(1, 3))
+def test_whatever_happens_each_frame_and_each_answer_comes_once(
+    steps: list[tuple[str, str | None, object]], most: int
+) -> None:
+    world = World(chunk_s=0.05, more_s=0.02, most=most)
+    names: dict[str, str] = {}
+    given_: dict[str, list[str]] = {}
+    for i, (what, which, value) in enumerate(steps):
+        session = f"{which}{i}" if what == "open" else names.get(which or "", "")
+        if what == "open" and which is not None:
+            if which not in names:
+                names[which] = world.open(session, fps=24.0, frames=value)
+                given_[session] = []
+        elif what == "run":
+            assert isinstance(value, float)
+            world.run(value)
+        elif session:
+            try:
+                if what == "close":
+                    world.table.close(session)
+                    names.pop(which or "")
+                    continue
+                control = {
+                    "prompt": Update(event_id=str(i), prompt=str(value)),
+                    "pause": Pause(event_id=str(i)),
+                    "resume": Resume(event_id=str(i)),
+                    "reset": Reset(event_id=str(i)),
+                }[what]
+                world.table.steer(session, control)
+                given_[session].append(str(i))
+            except Gone:
+                assert isinstance(world.events[session][-1], Ended)
+    world.run(3.0)
+    for session, wanted in given_.items():
+        told = world.events[session]
+        assert world.shown[session] == list(range(len(world.shown[session])))
+        answers = [event.event_id for event in told if isinstance(event, Applied)]
+        ended = [event for event in told if isinstance(event, Ended)]
+        assert len(set(answers)) == len(answers) and set(answers) <= set(wanted)
+        assert ended == ([told[-1]] if ended else [])
+        paused = any(
+            s.session == session and s.state == "paused" for s in world.table.state().sessions
+        )
+        if not ended and not paused:
+            assert sorted(answers) == sorted(wanted)
