@@ -162,6 +162,11 @@ class AsyncStream:
         """End the stream."""
         return await self._ask(protocol.Stop(event_id=_new_id()))
 
+    def cut(self) -> None:
+        """Break the connection off, as a network does; the stream comes back by itself."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+
     async def _ask(self, message: protocol.Control) -> protocol.Applied:
         answer: asyncio.Future[protocol.Applied] = asyncio.get_running_loop().create_future()
         self._asked[message.event_id] = message, answer

@@ -4,7 +4,7 @@ import { CATCH_UP, KEYFRAME } from "./protocol.js";
 import { codecOf, fragment, initSegment, same, TIMESCALE, toSample, units } from "./mp4.js";
 
 const MOST_EARLY_MS = 300;
-const CREEP_MS = 0.1;
+const CREEP_MS = 1;
 
 export async function makePlayer(elements, wanted) {
   const config = { codec: "avc1.42E01E", optimizeForLatency: true };

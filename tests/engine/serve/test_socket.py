@@ -134,7 +134,7 @@ def test_a_cut_loses_and_doubles_nothing(live: Live) -> None:
                 assert number_of(frame.pixels) == frame.number
                 numbers.append(frame.number)
                 if frame.number in (5, 20, 33):
-                    cut(stream)
+                    stream.cut()
                 if frame.number == 20:
                     applied = await stream.update(prompt="blue")
                 if frame.number >= 50:
@@ -422,12 +422,6 @@ async def everything(
                 with contextlib.suppress(ConnectionClosed):
                     await say(ws, protocol.Ack(frame=message.frame))
             yield message
-
-
-def cut(stream: AsyncStream) -> None:
-    """Break the connection as a network does."""
-    assert stream._socket is not None
-    stream._socket.transport.abort()
 
 
 async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

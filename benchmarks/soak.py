@@ -1,0 +1,185 @@
+"""Hours of streams with random controls and disconnects: does anything grow?
+
+    python -m livereel.benchmarks.soak --minutes 30 --json FILE --plot FILE
+
+A few clients open streams, change them, pause, cut their connection and come back, vanish, and
+begin anew. Every few seconds the memory and the open files of the server's and the engine's
+processes are noted. Reported is the slope of memory after the warm-up, in MB a minute, and whether
+the number of open files came back to where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from livereel.engine.errors import LiveReelError
+from livereel.engine.serve.client import AsyncStream, Refused
+
+from .bench_serve import PROMPTS, REPO
+from .harness import Environment
+from .served import Served
+
+SAMPLE_S = 5.0
+WARM_UP = 0.2
+"""The share of the run that does not count."""
+REST_S = 40.0
+"""So that streams whose owners left are given up before files are counted for the last time."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At so many seconds: megabytes of both, open files of the server."""
+
+    at_s: float
+    server_mb: float
+    engine_mb: float
+    files: int
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--fps", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    options = parser.parse_args(argv)
+    packages = ("livereel", "torch", "av", "uvicorn", "websockets")
+    environment = Environment.capture(threads=0, packages=packages, repo=REPO)
+    with Served(options.model) as server:
+        files_before = server.usage().files
+        samples, did = asyncio.run(_soak(server, options))
+        files_after = server.usage().files
+    steady = [sample for sample in samples if sample.at_s >= WARM_UP * 60 * options.minutes]
+    report = {
+        "environment": dataclasses.asdict(environment),
+        "minutes": options.minutes,
+        "streams": options.streams,
+        "did": dict(did),
+        "server_mb_per_minute": round(slope(steady, "server_mb"), 4),
+        "engine_mb_per_minute": round(slope(steady, "engine_mb"), 4),
+        "files_before": files_before,
+        "files_after": files_after,
+        "samples": [dataclasses.asdict(sample) for sample in samples],
+    }
+    for name, value in report.items():
+        if name not in ("environment", "samples"):
+            print(f"{name:22} {value}")
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    if options.plot is not None:
+        plot(samples, options.plot)
+
+
+def slope(samples: Sequence[Sample], name: str) -> float:
+    """Of the straight line through a figure, a minute."""
+    if len(samples) < 2:
+        return 0.0
+    minutes = [sample.at_s / 60 for sample in samples]
+    values = [getattr(sample, name) for sample in samples]
+    return statistics.linear_regression(minutes, values).slope
+
+
+async def _soak(server: Served, options: argparse.Namespace) -> tuple[list[Sample], Counter[str]]:
+    did: Counter[str] = Counter()
+    begin = time.monotonic()
+    end = begin + 60 * options.minutes
+    clients = [
+        asyncio.create_task(
+            _client(server.url, options.fps, random.Random(options.seed * 1000 + i), end, did)
+        )
+        for i in range(options.streams)
+    ]
+    samples = []
+    while time.monotonic() < end:
+        usage = await asyncio.to_thread(server.usage)
+        samples.append(
+            Sample(
+                round(time.monotonic() - begin, 1),
+                round(usage.memory / 1e6, 2),
+                round(usage.engine_memory / 1e6, 2),
+                usage.files,
+            )
+        )
+        await asyncio.sleep(min(SAMPLE_S, max(0.0, end - time.monotonic())))
+    await asyncio.gather(*clients)
+    await asyncio.sleep(REST_S)
+    return samples, did
+
+
+async def _client(
+    url: str, fps: float, chance: random.Random, end: float, did: Counter[str]
+) -> None:
+    """Streams one after another, none of them well-behaved."""
+    while time.monotonic() < end:
+        try:
+            async with AsyncStream(url, chance.choice(PROMPTS), fps=fps) as stream:
+                did["streams"] += 1
+                await _use(stream, chance, min(end, time.monotonic() + chance.uniform(2, 30)), did)
+                if chance.random() < 0.5:
+                    await stream.stop()
+        except Refused as error:
+            did[f"refused: {error.code}"] += 1
+            await asyncio.sleep(error.retry_after_s or 1.0)
+        except LiveReelError:
+            did["failed"] += 1
+            await asyncio.sleep(1.0)
+
+
+async def _use(stream: AsyncStream, chance: random.Random, until: float, did: Counter[str]) -> None:
+    async for _ in stream:
+        did["frames"] += 1
+        if time.monotonic() > until:
+            return
+        if chance.random() > 0.05:
+            continue
+        deed = chance.choice(("prompt", "seed", "reset", "pause", "cut", "slow"))
+        did[deed] += 1
+        if deed == "prompt":
+            await stream.update(prompt=chance.choice(PROMPTS))
+        elif deed == "seed":
+            await stream.seed(chance.randrange(1000))
+        elif deed == "reset":
+            await stream.reset()
+        elif deed == "pause":
+            await stream.pause()
+            await asyncio.sleep(chance.uniform(0, 2))
+            await stream.resume()
+        elif deed == "cut":
+            stream.cut()
+        else:
+            await asyncio.sleep(chance.uniform(0, 3))
+
+
+def plot(samples: Sequence[Sample], path: Path) -> None:
+    """Memory and files over time."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    minutes = [sample.at_s / 60 for sample in samples]
+    left.plot(minutes, [sample.server_mb for sample in samples], label="server")
+    left.plot(minutes, [sample.engine_mb for sample in samples], label="engine")
+    left.set(xlabel="minutes", ylabel="resident MB", ylim=(0, None))
+    left.legend(frameon=False)
+    right.plot(minutes, [sample.files for sample in samples])
+    right.set(xlabel="minutes", ylabel="open files of the server", ylim=(0, None))
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

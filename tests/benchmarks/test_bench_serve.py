@@ -1,0 +1,50 @@
+"""What the server's benchmarks make of their figures; one of them runs whole in the slow tier."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from livereel.benchmarks import bench_serve, soak
+from livereel.benchmarks.bench_serve import Row
+from livereel.benchmarks.soak import Sample
+
+ROW = Row(
+    streams=2, refused=1, first_ms=120.5, fps=4.0, interval_p50_ms=250.0, interval_p95_ms=260.0,
+    interval_p99_ms=270.0, control_p50_ms=900.0, control_p95_ms=1500.0, missed=0, goodput=1.0,
+    cpu_outside=0.05,
+)  # fmt: skip
+
+
+def test_the_table_has_a_column_for_each_figure() -> None:
+    head, line = bench_serve.table([ROW]).split("\n")
+    assert len(head.split()) == len(line.split()) == 12
+    assert bench_serve.table([ROW], head=False) == line
+
+
+def test_plots_are_written(tmp_path: Path) -> None:
+    bench_serve.plot([ROW], tmp_path / "serve.png")
+    soak.plot([Sample(0.0, 100.0, 200.0, 30), Sample(5.0, 101.0, 200.0, 30)], tmp_path / "soak.png")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("serve.png", "soak.png"))
+
+
+def test_a_slope_is_a_minutes_growth() -> None:
+    samples = [Sample(10.0 * i, 100.0 + 0.5 * i, 50.0, 9) for i in range(20)]
+    assert soak.slope(samples, "server_mb") == pytest.approx(3.0)
+    assert soak.slope(samples, "engine_mb") == 0.0
+    assert soak.slope(samples[:1], "server_mb") == 0.0
+
+
+@pytest.mark.slow
+def test_both_run(tmp_path: Path) -> None:
+    path = tmp_path / "serve.json"
+    bench_serve.main(["--streams", "1", "--fps", "2", "--seconds", "6", "--json", str(path)])
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["streams"] == 1 and row["fps"] > 0
+    path = tmp_path / "soak.json"
+    soak.main(["--minutes", "0.5", "--streams", "2", "--fps", "2", "--json", str(path)])
+    report = json.loads(path.read_text())
+    assert report["did"]["frames"] > 0
+    assert report["files_after"] <= report["files_before"] + 2
