@@ -3,7 +3,7 @@
 `python -m livereel.benchmarks.bench_sessions --sessions 4 --fps 4` opens that many streams at once
 in an engine of its own process, shows their frames at their rate as a server would, and asks for
 one more at the end. Intervals are between frames of one stream; a stream's first two chunks do not
-count.
+count. Before that it times, in turns, chunks made one after the other and together.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 from livereel.engine.errors import LiveReelError
 from livereel.engine.serve.engine_process import EngineProcess
 from livereel.engine.serve.messages import ChunkReady, DeadlineMissed, Opened, Spec
+from livereel.engine.serve.model_backend import ModelBackend
 from livereel.engine.serve.worker import Setup
 from livereel.engine.serve.worker_client import Busy
 
+_TURNS = 15
 _PROMPTS = (
     "a red circle moving right on a black background",
     "a blue star moving left on a white background",
@@ -39,6 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     args = parser.parse_args(argv)
     try:
+        alone, together = compare(args.model, args.sessions)
+        print(
+            f"a chunk takes {alone * 1e3:.0f} ms by itself, {together * 1e3:.0f} ms together with "
+            f"others: {alone / together:.2f}x",
+            flush=True,
+        )
         found = asyncio.run(measure(args.model, args.sessions, args.fps, args.seconds))
     except LiveReelError as error:
         raise SystemExit(str(error)) from error
@@ -49,7 +57,28 @@ def main(argv: list[str] | None = None) -> None:
         "load {load:.2f}; one more: {more}".format(**found)
     )
     if args.json is not None:
+        found |= {"chunk_alone_s": alone, "chunk_together_s": together}
         args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def compare(model: str, sessions: int) -> tuple[float, float]:
+    """Seconds for one of so many streams' chunks, made alone and together; medians of turns."""
+    backend = ModelBackend.load(model, "auto", "auto")
+    streams = [
+        backend.open(Spec(prompt=_PROMPTS[i % len(_PROMPTS)], seed=i), chunk=None, pts=None)
+        for i in range(min(sessions, backend.most))
+    ]
+    alone, together = [], []
+    for turn in range(_TURNS + 4):
+        start = time.perf_counter()
+        for stream in streams:
+            backend.step([stream])
+        middle = time.perf_counter()
+        backend.step(streams)
+        if turn >= 4:  # the window is full, and all is loaded
+            alone.append((middle - start) / len(streams))
+            together.append((time.perf_counter() - middle) / len(streams))
+    return statistics.median(alone), statistics.median(together)
 
 
 async def measure(model: str, sessions: int, fps: float, seconds: float) -> dict[str, Any]:
