@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from .checkpoint.folder import DEMO, ModelFolder, open_folder, read_json
-from .config import MAX_FPS, MAX_FRAMES, MAX_GIVEN, MAX_SIDE, MIN_FPS
+from .config import MAX_FRAMES, MAX_GIVEN, MAX_SIDE
+from .controls import (
+    check_count,
+    check_loras,
+    check_picture,
+    check_prompt,
+    check_rate,
+    check_seed,
+    check_steps,
+)
 from .errors import InputError
 from .media.reader import read_image
 from .memory import shortage_told
@@ -34,7 +43,7 @@ from .runners.packages import load_package
 from .runners.torch import TorchRunner, pick_device, pick_dtype
 from .sampling.schedule import steps_left
 from .sampling.stream import StreamState
-from .session import Session, check_loras, check_prompt, check_seed, check_steps
+from .session import Session
 from .state import load_state
 from .types import Video
 
@@ -179,7 +188,7 @@ class Engine:
         width, height = self._size(width, height)
         check_prompt(prompt)
         check_seed(seed)
-        _check_count("start_frame", start_frame, 0, 2**62)
+        check_count("start_frame", start_frame, 0, 2**62)
         steps = len(config.timesteps) if steps is None else steps
         check_steps(steps, config)
         given = image[None] if image is not None and clip is None else clip
@@ -220,7 +229,7 @@ class Engine:
         Raises `InputError` as `open` does, and for pictures that cannot be read.
         """
         rate = self.config.fps if fps is None else fps
-        _check_rate(rate)
+        check_rate(rate)
         width, height = self._size(width, height)
         first, *later = storyboard.shots
         starts = storyboard.starts(rate)
@@ -327,7 +336,7 @@ class Engine:
         check_prompt(prompt)
         check_seed(seed)
         steps = _CLIP_STEPS if steps is None else steps
-        _check_count("steps", steps, 1, _MAX_CLIP_STEPS)
+        check_count("steps", steps, 1, _MAX_CLIP_STEPS)
         if clip is not None:
             raise InputError("this model makes whole clips; only a stream goes on from a clip")
         steps_left(steps, strength)
@@ -337,9 +346,9 @@ class Engine:
                 raise InputError(f"{name} is {scale}; wanted a number from 0 to 100")
         for picture in (image, last_image):
             if picture is not None:
-                _check_picture(picture[None], width, height)
+                check_picture(picture[None], width, height)
         if video is not None:
-            _check_picture(video, width, height)
+            check_picture(video, width, height)
         request = ClipRequest(
             prompt=prompt, negative=negative_prompt, frames=count, height=height, width=width,
             seed=seed, steps=steps, guidance=(guidance_scale, low), image=image,
@@ -370,8 +379,8 @@ class Engine:
         self, state: StreamState, fps: float | None, frames: int | None, pace: bool, *, fed: bool
     ) -> Session:
         rate = self.config.fps if fps is None else fps
-        _check_rate(rate)
-        _check_count("frames", frames, 1, MAX_FRAMES)
+        check_rate(rate)
+        check_count("frames", frames, 1, MAX_FRAMES)
         check_loras(self.loras, state.loras)
         model = self._fingerprint
         return Session(
@@ -383,7 +392,7 @@ class Engine:
     @torch.inference_mode()
     def _given(self, clip: Frames, width: int, height: int) -> Tensor:
         """Latents of the frames that a stream starts from."""
-        _check_picture(clip, width, height)
+        check_picture(clip, width, height)
         factor = self.runner.vae.temporal_factor
         latents = (len(clip) - 1) // factor + 1
         if latents > MAX_GIVEN:
@@ -415,7 +424,7 @@ class Engine:
         return pixels
 
     def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:
-        _check_rate(fps)
+        check_rate(fps)
         if frames is not None and seconds is not None:
             raise InputError("give seconds or frames, not both")
         if frames is None:
@@ -429,7 +438,7 @@ class Engine:
                 raise InputError(
                     f"seconds is {seconds}, which at {fps:g} frames a second is not one frame"
                 )
-        _check_count("frames", frames, 1, MAX_FRAMES)
+        check_count("frames", frames, 1, MAX_FRAMES)
         return frames
 
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
@@ -443,7 +452,7 @@ class Engine:
             )
         step = self.size_step
         for name, value in (("width", width), ("height", height)):
-            _check_count(name, value, step, MAX_SIDE)
+            check_count(name, value, step, MAX_SIDE)
             if value % step:
                 near = value // step * step
                 raise InputError(
@@ -457,26 +466,3 @@ class Engine:
         """Keeps snapshots of different models apart."""
         path = self.folder.path
         return read_manifest(path).fingerprint if self.folder.exported else fingerprint(path)
-
-
-def _check_count(name: str, value: int | None, low: int, high: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}; wanted a whole number from {low} to {high}")
-
-
-def _check_picture(frames: Frames, width: int, height: int) -> None:
-    """Of one frame at least."""
-    shape = (height, width, 3)
-    if frames.dtype.name != "uint8" or frames.shape[1:] != shape or not len(frames):
-        what = "image is" if len(frames) == 1 else "frames are"
-        raise InputError(
-            f"the {what} {frames.dtype} of shape {frames.shape[1:]}; wanted uint8 of shape {shape}"
-        )
-
-
-def _check_rate(fps: float) -> None:
-    number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
-    if not number or not MIN_FPS <= fps <= MAX_FPS:
-        raise InputError(f"fps is {fps!r:.40}; wanted a number from {MIN_FPS:g} to {MAX_FPS:g}")

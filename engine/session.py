@@ -6,12 +6,22 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from .controls import (
+    MAX_QUEUE,
+    Update,
+    check_at,
+    check_loras,
+    check_picture,
+    check_prompt,
+    check_seed,
+    check_steps,
+)
 from .errors import InputError, ResourceError
 from .layers.pixels import to_float
 from .media.feed import Feed
@@ -19,10 +29,8 @@ from .memory import shortage_told
 from .native import Pacer
 from .runners.watch import Watch
 from .sampling import schedule
-from .sampling.noise import SEED_LIMIT
 from .sampling.stream import fed_frames, given_chunk
 from .state import fill_state, save_state
-from .text.cleaning import MAX_CHARACTERS
 from .types import Chunk, ChunkStats
 
 if TYPE_CHECKING:
@@ -35,29 +43,7 @@ if TYPE_CHECKING:
     from .sampling.stream import StreamState
     from .types import KV, Frames
 
-MAX_QUEUE = 1000
-"""Controls that may wait for a chunk's edge."""
 _FEED_CHUNKS = 2
-
-
-@dataclass(frozen=True)
-class _Update:
-    """A control in the queue; None leaves a value as it is."""
-
-    prompt: str | None = None
-    seed: int | None = None
-    steps: int | None = None
-    recache: bool = False
-    strength: float | None = None
-    loras: Mapping[str, float] | None = None
-    reset: bool = False
-    cut: bool = False
-    image: Frames | None = None
-    at: int | None = None  # the frame from which on it is due
-
-    @property
-    def name(self) -> str:
-        return "reset" if self.reset else "cut" if self.cut else "update"
 
 
 class _NotBegun:
@@ -107,7 +93,7 @@ class Session:
         self._pacer = Pacer(rate=fps, chunk=chunk, adapt=pace)
         self._end = None if frames is None else state.pts + frames
         self._feed = Feed(state.height, state.width, _FEED_CHUNKS * chunk) if fed else None
-        self._queue: list[_Update] = []
+        self._queue: list[Update] = []
         self._wake = threading.Condition()
         self._making = threading.Lock()
         self._paused = False
@@ -154,8 +140,8 @@ class Session:
         if loras is not None:
             check_loras(self._loras, loras)
             loras = dict(loras)
-        _check_at(at)
-        self._put(_Update(prompt, seed, steps, recache, strength, loras, at=at))
+        check_at(at)
+        self._put(Update(prompt, seed, steps, recache, strength, loras, at=at))
 
     def push(self, frames: Frames) -> int:
         """Give a fed session its next frames, uint8 `[F, H, W, 3]` of its size, of any number.
@@ -205,22 +191,19 @@ class Session:
         """
         if prompt is not None:
             check_prompt(prompt)
-        shape = (self._state.height, self._state.width, 3)
-        if image is not None and (image.dtype.name != "uint8" or image.shape != shape):
-            raise InputError(
-                f"the image is {image.dtype} of shape {image.shape}; wanted uint8 of shape {shape}"
-            )
-        if image is not None and self._feed is not None:
-            raise InputError("a session that is fed frames starts a shot from these")
-        _check_at(at)
-        self._put(_Update(prompt, cut=True, image=image, at=at))
+        if image is not None:
+            check_picture(image[None], self._state.width, self._state.height)
+            if self._feed is not None:
+                raise InputError("a session that is fed frames starts a shot from these")
+        check_at(at)
+        self._put(Update(prompt, cut=True, image=image, at=at))
 
     def reset(self) -> None:
         """Start over from the next chunk: the frames of a new session with this prompt and seed.
 
         Chunk numbers and `pts` go on, so that a viewer's clock never jumps back.
         """
-        self._put(_Update(reset=True))
+        self._put(Update(reset=True))
 
     def pause(self) -> None:
         """Hold the stream once the chunk in the making has left; iterating waits for `resume`."""
@@ -420,7 +403,7 @@ class Session:
             with self._wake:
                 self._feed.put_back(pushed)
 
-    def _make(self, state: StreamState, updates: Sequence[_Update], pushed: Frames | None) -> Chunk:
+    def _make(self, state: StreamState, updates: Sequence[Update], pushed: Frames | None) -> Chunk:
         """The next chunk, from frames that were `pushed` if it is fed; `state` becomes what follows
         it."""
         watch, passes = Watch(self._runner.device), 0
@@ -478,7 +461,7 @@ class Session:
         watch: Watch,
         passes: int,
         pace: Pace,
-        updates: Sequence[_Update],
+        updates: Sequence[Update],
     ) -> Chunk:
         index, pts = state.index, state.pts
         with self._wake:
@@ -506,7 +489,7 @@ class Session:
         return Chunk(frames=frames, index=index, pts=pts, stats=stats, applied=applied)
 
     def _apply(
-        self, state: StreamState, updates: Sequence[_Update], watch: Watch, *, recache: bool
+        self, state: StreamState, updates: Sequence[Update], watch: Watch, *, recache: bool
     ) -> int:
         """Let controls take hold, in order, with or without a recache; gives the passes taken."""
         passes = 0
@@ -546,46 +529,10 @@ class Session:
         watch.lap("text")
         return self._kv[1]
 
-    def _put(self, update: _Update) -> None:
+    def _put(self, update: Update) -> None:
         with self._wake:
             if self._closed:
                 raise InputError("the session is closed")
             if len(self._queue) >= MAX_QUEUE:
                 raise ResourceError(f"{MAX_QUEUE} controls wait already for the next chunk")
             self._queue.append(update)
-
-
-def _check_at(at: int | None) -> None:
-    if at is not None and (isinstance(at, bool) or not isinstance(at, int) or at < 0):
-        raise InputError(f"at is {at!r:.40}; wanted a frame's number")
-
-
-def check_loras(known: Loras | None, wanted: Mapping[str, float]) -> None:
-    """Raise `InputError` for LoRAs that the engine does not know, or cannot use."""
-    if known is not None:
-        known.check(wanted)
-    elif wanted:
-        raise InputError("this model takes no LoRAs")
-
-
-def check_prompt(prompt: str) -> None:
-    """Raise `InputError` for a prompt that says nothing, or more than any model reads."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError("the prompt is empty; say in a sentence what to show")
-    if len(prompt) > MAX_CHARACTERS:
-        raise InputError(
-            f"a prompt may have at most {MAX_CHARACTERS:,} characters, got {len(prompt):,}"
-        )
-
-
-def check_seed(seed: int) -> None:
-    """Raise `InputError` for a seed that is no unsigned 64-bit number."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-        raise InputError(f"seed is {seed!r}; wanted a whole number from 0 to {SEED_LIMIT - 1}")
-
-
-def check_steps(steps: int, config: StreamConfig) -> None:
-    """Raise `InputError` for a number of passes that the model was not trained for."""
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise InputError(f"steps is {steps!r:.40}; wanted a whole number")
-    schedule.subset(config.timesteps, steps)

@@ -217,17 +217,19 @@ def _functions() -> Any:
             "comparing videos needs torchmetrics: pip install 'livereel[metrics]'"
         ) from error
 
-    def tensors(*both: Frames) -> list[Any]:
-        return [torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255 for x in both]
+    def floats(frames: Frames) -> Any:
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
 
     def psnr(a: Frames, b: Frames) -> list[float]:
         each = peak_signal_noise_ratio(
-            *tensors(a, b), data_range=1.0, dim=(1, 2, 3), reduction="none"
+            floats(a), floats(b), data_range=1.0, dim=(1, 2, 3), reduction="none"
         )
         return [float(x) for x in each]
 
     def ssim(a: Frames, b: Frames) -> list[float]:
-        each = structural_similarity_index_measure(*tensors(a, b), data_range=1.0, reduction="none")
+        each: Any = structural_similarity_index_measure(
+            floats(a), floats(b), data_range=1.0, reduction="none"
+        )
         return [float(x) for x in each]
 
     return psnr, ssim

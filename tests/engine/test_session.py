@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from livereel.engine.controls import MAX_QUEUE
 from livereel.engine.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.layers.pixels import to_uint8
 from livereel.engine.sampling.window import KVRing
-from livereel.engine.session import MAX_QUEUE, Session
+from livereel.engine.session import Session
 from livereel.engine.types import KV, Chunk
 
 PROMPT = "a red ball moving left"

@@ -54,7 +54,7 @@ class CLIPVision:
             raise CheckpointError(f"no CLIPVisionModel can be built: {error}") from error
         for module in model.modules():
             if "position_ids" in module._buffers:  # no file has these
-                count = module.num_positions
+                count = cast(int, module.num_positions)
                 module.position_ids = torch.arange(count, device="cpu").unsqueeze(0)
         return model
 
@@ -87,7 +87,9 @@ class Preprocessing:
         mean, std = values.get("image_mean", _MEAN), values.get("image_std", _STD)
         mean, std = (tuple(x) if isinstance(x, list) else x for x in (mean, std))
         check_whole("size", side, _MAX_SIDE)
+        assert isinstance(side, int)
         check_whole("crop_size", crop, side)
+        assert isinstance(crop, int)
         check_numbers("image_mean", mean, length=3, above=-1e6)
         check_numbers("image_std", std, length=3, above=0)
         return cls(side, crop, mean, std)

@@ -28,6 +28,8 @@ from ...layers.packed import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...layers.causal_conv import CausalConv3d
     from ...layers.upsample import Upsample2xConv
     from . import vae
@@ -117,7 +119,7 @@ class NativeVAE:
             FrameAttention(mid.attentions[0]),
             ResidualBlock(mid.resnets[1]),
         ]
-        for level in decoder.up_blocks:
+        for level in cast("Sequence[vae.UpBlock]", decoder.up_blocks):
             self._layers += [ResidualBlock(block) for block in level.resnets]
             for upsample in level.upsamplers:
                 if upsample.time_conv is not None:
