@@ -149,6 +149,7 @@ livereel_status livereel_fps(livereel_stream* stream, double* fps) {
   });
 }
 
+// NOLINTNEXTLINE(misc-const-correctness)
 void livereel_close(livereel_stream* stream) { delete stream; }
 
 const char* livereel_last_error() { return last_error.c_str(); }

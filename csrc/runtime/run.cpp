@@ -46,7 +46,7 @@ Number number(std::string_view name, std::string_view text) {
   return value;
 }
 
-Arguments read(int count, char** values) {
+Arguments read(int count, char* const* values) {
   Arguments arguments;
   for (int i = 1; i < count; ++i) {
     const std::string_view name = values[i];

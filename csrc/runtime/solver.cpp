@@ -26,7 +26,7 @@ at::Tensor Solver::step(const at::Tensor& flow, const at::Tensor& x, std::size_t
                         const at::Tensor& noise) const {
   const double sigma = sigmas_.at(i), next = sigmas_.at(i + 1);
   if (!renoise_) return x + flow.mul(next - sigma);
-  const at::Tensor x0 = x - flow.mul(sigma);
+  at::Tensor x0 = x - flow.mul(sigma);
   if (!takes_noise(i)) return x0;
   return x0.mul(1.0 - next) + noise.mul(next);
 }

@@ -60,15 +60,15 @@ class AotiGraph:
         return {spec.name: x for spec, x in zip(self._spec.outputs, made, strict=True)}
 
 
-def load(package: Package, device: torch.device) -> GraphRunner:
-    """Load a package's graphs.
+def load(package: Package, device: str) -> GraphRunner:
+    """Load a package's graphs on `device`: "cpu", or "auto", which is the same.
 
     Raises `ResourceError` for a package made for another torch, another processor or another device
     than the CPU, `CheckpointError` for graphs that do not load.
     """
     manifest = package.manifest
-    if device.type != "cpu":
-        raise ResourceError(f"aoti packages run on the CPU; the device asked for is {device}")
+    if device not in ("auto", "cpu"):
+        raise ResourceError(f"aoti packages run on the CPU; the device asked for is {device:.40}")
     wanted, here = (v.partition("+")[0] for v in (manifest.versions["torch"], torch.__version__))
     if wanted != here:
         raise ResourceError(
@@ -85,7 +85,7 @@ def load(package: Package, device: torch.device) -> GraphRunner:
     for name, graph in manifest.graphs.items():
         file = package.path / graph.file
         graphs[name] = AotiGraph(file, graph, weights[file.parent])
-    return GraphRunner.of(package, graphs, device)
+    return GraphRunner.of(package, graphs, torch.device("cpu"))
 
 
 def load_graph(file: Path) -> Any:

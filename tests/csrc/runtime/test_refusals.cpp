@@ -152,7 +152,7 @@ void wrong_snapshots(const Case& given) {
   expect(livereel_next(stream, nullptr), LIVEREEL_ARGUMENT);
   expect(livereel_run(stream, nullptr, nullptr), LIVEREEL_ARGUMENT);
   expect(livereel_update(stream, nullptr), LIVEREEL_ARGUMENT);
-  livereel_embeds none{};
+  const livereel_embeds none{};
   expect(livereel_update(stream, &none), LIVEREEL_ARGUMENT);
   const std::uint8_t* data = nullptr;
   std::size_t size = 0;
@@ -182,6 +182,7 @@ void wrong_snapshots(const Case& given) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(misc-const-correctness)
 int main(int count, char** values) {
   CHECK(count == 2);
   try {

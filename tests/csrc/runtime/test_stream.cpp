@@ -65,6 +65,7 @@ void test(const std::filesystem::path& folder) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(misc-const-correctness)
 int main(int count, char** values) {
   CHECK(count == 2);
   try {
