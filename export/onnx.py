@@ -69,7 +69,8 @@ class SharedWeights:
         with self.path.open("ab") as file:
             offset = -(-file.tell() // _PAGE) * _PAGE
             file.truncate(offset)
-            length = file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+            raw = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            length = file.write(raw.data)
         self._places[name] = offset, length, tensor
         return offset, length
 
@@ -106,7 +107,7 @@ class OnnxWriter:
                 if value.const_value.nbytes <= _SMALL:
                     continue
                 key = f"{name}.{value.name}"
-                tensor = torch.from_numpy(value.const_value.numpy().copy())
+                tensor = torch.frombuffer(bytearray(value.const_value.tobytes()), dtype=torch.uint8)
             value.name = key
             offset, length = weights.add(key, tensor)
             value.const_value = ir.ExternalTensor(

@@ -1,0 +1,147 @@
+"""One model by every runner: the wait for the first frame and the steady rate, side by side.
+
+    livereel export -o packages/onnx
+    livereel export --format aoti -o packages/aoti
+    python -m livereel.benchmarks.bench_runners packages/onnx packages/aoti \\
+        --program build/runtime/livereel-run
+
+Torch runs the model that the packages were exported from, in their dtype; each contender has
+processes of its own. The C++ program streams every aoti package once more; the first frame counts
+in its rate, and not in the others'. A figure is a median with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from livereel.engine import machine
+from livereel.engine.package import read_manifest
+
+from . import harness
+from .harness import Environment, Spread
+from .report import Section, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGES = ("livereel", "torch", "onnxruntime")
+REPO = Path(__file__).resolve().parents[1]
+PROMPT = "a large red circle moving right on a white background"
+
+
+def probe(model: str, dtype: str, seconds: float, threads: int) -> dict[str, float]:
+    """One contender in this process: a stream of so many seconds."""
+    import torch
+
+    from livereel.engine import Engine
+
+    torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    engine = Engine.load(model, dtype=dtype)
+    loaded = time.perf_counter()
+    seen = harness.watch(
+        lambda: engine.open(PROMPT), frames=round(seconds * engine.config.fps),
+        clock=time.perf_counter,
+    )  # fmt: skip
+    return {
+        "load, s": loaded - begin,
+        "first frame, s": seen.first_frame_s,
+        "frames a second": seen.fps,
+        "peak memory, GB": (machine.peak_memory() or math.nan) / 1e9,
+    }
+
+
+def run_program(program: Path, package: Path, seconds: float) -> dict[str, float]:
+    """The same by the C++ program, which says how long it took."""
+    from livereel.engine.cli import main as livereel
+
+    with tempfile.TemporaryDirectory() as folder:
+        prompt, out = Path(folder) / "prompt.safetensors", Path(folder) / "out.y4m"
+        if livereel(["embed", PROMPT, "--model", str(package), "-o", str(prompt)]) != 0:
+            raise RuntimeError(f"the prompt could not be embedded for {package}")
+        done = subprocess.run(
+            [program, package, "--prompt-embeds", prompt, "--seconds", f"{seconds}", "-o", out],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    return read_program(done.stderr)
+
+
+def read_program(said: str) -> dict[str, float]:
+    """The figures in what the C++ program prints."""
+    first = re.search(r"first frame after ([\d.]+) s", said)
+    rate = re.search(r"([\d.]+) frames a second", said)
+    if first is None or rate is None:
+        raise RuntimeError(f"the program said nothing of its speed: {said[-500:]}")
+    return {"first frame, s": float(first[1]), "frames a second": float(rate[1])}
+
+
+def measure(
+    packages: Sequence[Path], *, program: Path | None, model: str, processes: int, seconds: float,
+    threads: int,
+) -> Section:  # fmt: skip
+    """All contenders, in turns."""
+    formats = {package: read_manifest(package) for package in packages}
+    dtype = next(iter(formats.values())).dtype
+    here = ["-m", f"{__package__}.bench_runners", f"--probe={seconds}", f"--threads={threads}"]
+    contenders = {"torch": (model, dtype)}
+    contenders |= {manifest.format: (str(path), "auto") for path, manifest in formats.items()}
+    figures: dict[str, list[float]] = {}
+    for _ in range(processes):
+        for name, (path, wanted) in contenders.items():
+            for what, value in harness.fresh([*here, "--model", path, "--dtype", wanted]).items():
+                figures.setdefault(f"{name}: {what}", []).append(value)
+        for path, manifest in formats.items():
+            if program is not None and manifest.format == "aoti":
+                for what, value in run_program(program, path, seconds).items():
+                    figures.setdefault(f"C++: {what}", []).append(value)
+    return Section(
+        title=f"runners, {dtype}: {processes} processes each, {seconds:g} s of video",
+        figures={name: Spread.of(values) for name, values in figures.items()},
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="bench_runners",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("packages", nargs="*", type=Path, metavar="PACKAGE")
+    add("--program", type=Path, metavar="FILE", help="livereel-run")
+    add("--model", default="demo", help="what the packages were exported from")
+    add("--processes", type=int, default=3)
+    add("--seconds", type=float, default=10.0, help="of video")
+    add("--threads", type=int, default=machine.cores())
+    add("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
+    add("--dtype", default="auto", help=argparse.SUPPRESS)
+    add("--probe", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.probe:
+        print(json.dumps(probe(options.model, options.dtype, options.probe, options.threads)))
+        return 0
+    if not options.packages:
+        parser.error("name the packages to measure (see --help)")
+    environment = Environment.capture(threads=options.threads, packages=PACKAGES, repo=REPO)
+    print(environment)
+    section = measure(
+        options.packages, program=options.program, model=options.model,
+        processes=options.processes, seconds=options.seconds, threads=options.threads,
+    )  # fmt: skip
+    print(f"\n{section}")
+    if options.json:
+        options.json.write_text(to_json(environment, {"runners": section}) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
