@@ -18,6 +18,8 @@ MAX_SIDE = 8192
 """Pixels that a side of a picture may have."""
 MAX_GIVEN = 256
 """Latent frames that a stream may start from."""
+TILE_HEIGHT, TILE_WIDTH = 240, 360
+"""Pixels of a tile, where the VAE works tile by tile: those of CogVideoX in diffusers."""
 CLIP_PART = 2
 """Latent frames of a whole clip that go through the decoder together."""
 

@@ -35,6 +35,7 @@ from .runners.clips import (
     clip_latents,
     clip_length,
     clip_parts,
+    decoded_in_tiles,
     encoded,
     steps_taken,
 )
@@ -297,6 +298,7 @@ class Engine:
         negative_prompt: str = "",
         guidance_scale: float = _CLIP_GUIDANCE,
         low_noise_guidance_scale: float | None = None,
+        tile: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Video:
         """A clip of `frames`, or of `round(seconds * fps)` frames (5 s when neither is given).
@@ -307,10 +309,11 @@ class Engine:
         and `last_image`, uint8 `[H, W, 3]` of the clip's size, are its first and last frames, for
         models that take such; a stream goes on from a `clip`, `[F, H, W, 3]`, as `open` does.
         `video`, `[F, H, W, 3]`, is changed by the last `strength` of the steps; the result has as
-        many frames as it, unless told otherwise, and no more. `progress(done, total)` is called as
-        work gets done: frames of a stream; of a whole clip the steps, and then the parts that it is
-        decoded in. Raises `InputError` for a value out of range, `ResourceError` when memory runs
-        out.
+        many frames as it, unless told otherwise, and no more. With `tile` a whole clip goes through
+        the VAE in tiles, their seams blended, which takes less memory. `progress(done, total)` is
+        called as work gets done: frames of a stream; of a whole clip the steps, and then the parts
+        that it is decoded in. Raises `InputError` for a value out of range, `ResourceError` when
+        memory runs out.
         """
         tell = progress or (lambda done, total: None)
         rate = self.config.fps if fps is None else fps
@@ -322,6 +325,8 @@ class Engine:
         if self.streams:
             if last_image is not None:
                 raise InputError("a stream has no last picture; leave the last_image out")
+            if tile:
+                raise InputError("a stream is not decoded in tiles; leave tile out")
             session = self.open(
                 prompt, seed=seed, steps=steps, width=width, height=height, image=image, clip=clip,
                 strength=None if video is None else strength, loras=loras, frames=count, fps=rate,
@@ -353,7 +358,7 @@ class Engine:
             prompt=prompt, negative=negative_prompt, frames=count, height=height, width=width,
             seed=seed, steps=steps, guidance=(guidance_scale, low), image=image,
             last_image=last_image, video=None if video is None else video[:count],
-            strength=strength, text_length=self.config.max_sequence_length,
+            strength=strength, text_length=self.config.max_sequence_length, tile=tile,
         )  # fmt: skip
         check_loras(self.loras, loras or {})
         if self.loras is not None:
@@ -413,6 +418,10 @@ class Engine:
             runner, request, described, clean_start=clean_start,
             done=lambda step: tell(step, steps + len(parts)),
         )  # fmt: skip
+        if request.tile:
+            tiled = runner.frames(decoded_in_tiles(runner, clean, parts))[: request.frames]
+            tell(steps + len(parts), steps + len(parts))
+            return tiled
         pixels = np.empty((request.frames, request.height, request.width, 3), np.uint8)
         caches, at = None, 0
         for i, part in enumerate(clean.split(parts, dim=2)):

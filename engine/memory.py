@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from . import registry
 from .checkpoint.folder import ModelFolder
-from .config import CLIP_PART
+from .config import CLIP_PART, TILE_HEIGHT, TILE_WIDTH
 from .errors import CheckpointError, ResourceError
 from .machine import available_ram
 from .package import read_manifest
@@ -69,12 +69,14 @@ def estimate(
     frames: int | None = None,
     dtype: str = "auto",
     graphs: bool = False,
+    tile: bool = False,
 ) -> MemoryEstimate:
     """What a session takes at a picture size (default: the model's own).
 
     A model that makes whole clips takes more the more `frames` a clip has (default: 5 seconds);
     a stream's length makes no difference, but whether it replays CUDA `graphs`: their ring has room
-    for one chunk more, and the decoder's caches are held three times. `dtype` is that of weights
+    for one chunk more, and the decoder's caches are held three times. With `tile` the decoder works
+    on a tile at a time, and all frames are held as floats. `dtype` is that of weights
     and state; "auto" means as stored. Raises `CheckpointError` for a folder whose configs are
     missing or lack a field.
     """
@@ -113,16 +115,18 @@ def estimate(
         decoded = vae.part(latents)
     length = stream.max_sequence_length
     queries = tokens * latents + (length if windowed else 0)
+    across, down = (min(width, TILE_WIDTH), min(height, TILE_HEIGHT)) if tile else (width, height)
+    pixels = width * height * latents * vae.temporal * 3 * (item + 4) if tile else 0
     return MemoryEstimate(
         runtime=_RUNTIME,
         weights=sum(n * size for component in sizes.values() for n, size in component),
         kv_ring=0 if windowed else dit.kv(tokens * slots + prompts * length, item),
-        conv_caches=vae.conv_caches(width, height) * item * (3 if graphs else 1),
+        conv_caches=vae.conv_caches(across, down) * item * (3 if graphs else 1),
         activations=max(
             dit.pass_(
                 batch * queries, tokens * seen, item, keeps=folder.has_recipe and not windowed
             ),
-            vae.call(width, height, decoded, item),
+            vae.call(across, down, decoded, item) + pixels,
         ),
     )
 
@@ -169,10 +173,13 @@ def check(
     frames: int | None = None,
     dtype: str = "auto",
     device: str = "cpu",
+    tile: bool = False,
 ) -> MemoryEstimate:
     """The estimate, once it fits. Raises `ResourceError` with both amounts when it doesn't."""
     graphs = device != "cpu" and folder.has_recipe and dtype != "float32"
-    need = estimate(folder, width=width, height=height, frames=frames, dtype=dtype, graphs=graphs)
+    need = estimate(
+        folder, width=width, height=height, frames=frames, dtype=dtype, graphs=graphs, tile=tile
+    )
     wanted = need.total if device == "cpu" else need.device
     free = available(device)
     if free is not None and wanted > free:

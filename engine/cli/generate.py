@@ -103,6 +103,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=arguments.fps,
         help="frames a second that the file plays at (default: the model's own)",
     )
+    parser.add_argument(
+        "--tile",
+        action="store_true",
+        help="make a whole clip's pixels tile by tile, in less memory",
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", metavar="FILE", help="a picture to start from")
     start.add_argument(
@@ -245,6 +250,7 @@ def _stream(
         frames=plan.frames,
         dtype=dtype,
         device=device,
+        tile=options.tile,
     )
     start = time.perf_counter()
     engine = arguments.load_engine(options)
@@ -348,6 +354,7 @@ def _whole_clip(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Fra
             strength=options.strength or _STRENGTH,
             loras=dict(options.lora),
             fps=plan.fps,
+            tile=options.tile,
             progress=show,
         ).frames
     finally:

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..sampling.clip import sample_clip
 from ..sampling.conditions import CleanStart, Conditioned, Experts
 from ..sampling.named import scheduler_of
 from ..sampling.noise import normal
+from .tiled import Tile, decode_tiled, encode_tiled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class ClipRequest:
     `frames` of `height` x `width` pixels. `guidance` are the scales for the DiT and, in a model of
     two, for the one of low noise. `image` and `last_image` are the first and the last frame, uint8
     `[H, W, 3]`; `video`, uint8 `[frames, H, W, 3]`, is changed by the last `strength` of the steps.
+    `tile` says that the VAE works in tiles.
     """
 
     prompt: str
@@ -52,6 +54,7 @@ class ClipRequest:
     last_image: Frames | None = None
     video: Frames | None = None
     strength: float = 1.0
+    tile: bool = False
 
 
 def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: bool) -> None:
@@ -103,7 +106,11 @@ def clip_latents(
         plan = plan.tail(request.strength)
         missing = (wanted - 1) * factor + 1 - len(request.video)
         video = np.concatenate([request.video, request.video[-1:].repeat(missing, axis=0)])
-        start = torch.cat(list(encoded(runner, video)), dim=2)
+        start = (
+            _encoded_in_tiles(runner, video)
+            if request.tile
+            else torch.cat(list(encoded(runner, video)), dim=2)
+        )
         start = torch.cat([start[:, :, :1]] * (count - wanted) + [start], dim=2)
     denoiser = _denoiser(runner, request, count, clean_start)
     high, low = (sampling.guidance(scale, request.steps) for scale in request.guidance)
@@ -147,16 +154,31 @@ def steps_taken(request: ClipRequest) -> int:
 
 def encoded(runner: Runner, video: Frames) -> Iterator[Tensor]:
     """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, part by part."""
-    caches, at, factor = None, 0, runner.vae.temporal_factor
-    if runner.vae.chunk is not None:
-        sizes = cut(len(video), factor * runner.vae.chunk)
-    else:
-        step = factor * CLIP_PART
-        sizes = [1, *(min(step, len(video) - first) for first in range(1, len(video), step))]
-    for size in sizes:
+    caches, at = None, 0
+    for size in _frame_parts(runner, len(video)):
         latents, caches = runner.encode(to_float(video[at : at + size]), caches)
         at += size
         yield latents
+
+
+def _frame_parts(runner: Runner, frames: int) -> list[int]:
+    """How many frames go through the encoder at a time."""
+    factor, chunk = runner.vae.temporal_factor, runner.vae.chunk
+    if chunk is not None:
+        return cut(frames, factor * chunk)
+    step = factor * CLIP_PART
+    return [1, *(min(step, frames - first) for first in range(1, frames, step))]
+
+
+def decoded_in_tiles(runner: Runner, latents: Tensor, parts: Sequence[int]) -> Tensor:
+    """A clip's frames `[1, 3, F, H, W]` in [-1, 1]."""
+    factor = runner.vae.spatial_factor
+    return decode_tiled(runner.decode, latents, parts, factor=factor, tile=Tile())
+
+
+def _encoded_in_tiles(runner: Runner, video: Frames) -> Tensor:
+    parts, factor = _frame_parts(runner, len(video)), runner.vae.spatial_factor
+    return encode_tiled(runner.encode, to_float(video), parts, factor=factor, tile=Tile())
 
 
 def _denoiser(

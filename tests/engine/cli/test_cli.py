@@ -51,7 +51,8 @@ def test_options_stay_as_they_are() -> None:
     }
     assert " ".join(options["generate"]) == (
         "--decoder --device --dtype --extend --fps --frames --help --image --last-image --lora "
-        "--model --output --script --seconds --seed --sheet --size --steps --strength --video"
+        "--model --output --script --seconds --seed --sheet --size --steps --strength "
+        "--tile --video"
     )
     assert " ".join(options["eval"]) == (
         "--changes --clips --decoder --device --dtype --help --json --metrics --minutes --model "

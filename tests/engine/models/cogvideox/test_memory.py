@@ -77,6 +77,9 @@ def test_info_tells_of_a_folder_before_it_is_loaded(
     assert ("window 13" in out) == (recipe is not None)
     need = memory.estimate(open_folder(tmp_path), dtype="bfloat16")
     assert need.kv_ring == 0
+    tiled = memory.estimate(open_folder(tmp_path), dtype="bfloat16", tile=True)
+    assert tiled.conv_caches * 4 == need.conv_caches
+    assert tiled.activations < need.activations
     longer = memory.estimate(open_folder(tmp_path), dtype="bfloat16", frames=1601)
     assert (longer == need) == (recipe is not None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, InputError
+from livereel.engine.runners import clips
+from livereel.engine.runners.tiled import Tile
 from livereel.engine.sampling.noise import normal
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.text.vocabulary import build_tokenizer, save_tokenizer
@@ -169,6 +172,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("cogvideox") / "model", "2B", scheduler)
 
 
+def test_tiles_give_nearly_the_same_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32")
+    video = np.full((9, 32, 48, 3), 100, np.uint8)
+    options: dict[str, Any] = dict(
+        frames=9, width=48, height=32, steps=2, guidance_scale=1.0, video=video, strength=0.5
+    )
+    whole = engine.generate(PROMPT, **options)
+    told: list[tuple[int, int]] = []
+    one = engine.generate(
+        PROMPT, tile=True, progress=lambda done, total: told.append((done, total)), **options
+    )
+    assert np.array_equal(one.frames, whole.frames)  # the picture is one tile
+    assert told[-1] == (2, 2)
+    monkeypatch.setattr(clips, "Tile", partial(Tile, height=24, width=40))
+    several = engine.generate(PROMPT, tile=True, **options)
+    assert several.frames.shape == whole.frames.shape
+    assert 0 < np.abs(several.frames.astype(int) - whole.frames).mean() < 60
+
+
 def test_a_video_is_changed_as_far_as_asked(folder: Path) -> None:
     engine = Engine.load(folder, device="cpu", dtype="float32")
     video = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
@@ -310,5 +332,7 @@ def test_a_stream_starts_from_a_picture_and_takes_another_prompt(streaming: Engi
 def test_generate_streams_where_there_is_a_recipe(streaming: Engine) -> None:
     assert streaming.streams
     video = streaming.generate(PROMPT, seed=5, frames=9)
+    with pytest.raises(InputError, match="a stream is not decoded in tiles"):
+        streaming.generate(PROMPT, frames=9, tile=True)
     session = streaming.open(PROMPT, seed=5, frames=9)
     assert np.array_equal(video.frames, np.concatenate([chunk.frames for chunk in session]))
