@@ -49,11 +49,13 @@ DECODER_SIZES: dict[str, str] = {
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """What stands in a folder beside a transformer: the pipeline that diffusers runs it with, its
-    `scheduler_config.json`, and fields of the VAE's config that go with it."""
+    `scheduler_config.json` (None: Wan's), and fields of the VAE's config and of `model_index.json`
+    that go with it."""
 
     class_name: str
-    scheduler: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None = None
     vae: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

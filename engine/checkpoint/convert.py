@@ -23,6 +23,8 @@ from .weights import STEMS, Weights, check_shapes, weight_files
 
 # Where the Wan repository's own download keeps its parts.
 _WAN_VAES = ("Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
+_HIGH_NOISE, _LOW_NOISE = "high_noise_model", "low_noise_model"
+_BOUNDARIES = (0.875, 0.9)  # of Wan 2.2 A14B: from text, from a picture
 _WAN_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _WAN_TOKENIZER = "google/umt5-xxl"
 
@@ -60,11 +62,10 @@ def convert(
 
     `source` is a file of Wan's own (`.safetensors`, `.pth`), of Self-Forcing, LongLive or CausVid
     (`.pt`; the averaged generator is taken when there is one), or the folder that the Wan
-    repository downloads, VAE and text encoder included; or of CogVideoX's own (`sat`). `vae` is
-    such a file or a model's folder; `text` is a folder with a text encoder and its tokenizer, in
-    either layout or side by side. What the config says
-    is read off the shapes; the number of heads is `num_heads`, what a `config.json` beside says, or
-    the width over 128.
+    repository downloads, VAE and text encoder included, with one DiT or two; or of CogVideoX's own
+    (`sat`). `vae` is such a file or a model's folder; `text` is a folder with a text encoder and
+    its tokenizer, in either layout or side by side. What the config says is read off the shapes;
+    the number of heads is `num_heads`, what a `config.json` beside says, or the width over 128.
 
     `recipe` (one of `RECIPES`) says what `livereel.json` holds; without it, names of files and the
     presence of an averaged generator decide, and plain weights get none.
@@ -82,7 +83,9 @@ def convert(
             raise CheckpointError(f"{source} is in diffusers' layout already")
         vae = vae or _wan_vae(source)
         text = text or (source if (source / _WAN_TEXT).is_file() else None)
-    main = _read(source, num_heads)
+    high, low = source / _HIGH_NOISE, source / _LOW_NOISE
+    experts = high.is_dir() and low.is_dir()
+    main = _read(high if experts else source, num_heads)
     parts = [main]
     if vae is not None:
         parts.append(_read(_vae_path(Path(vae)), None, "vae"))
@@ -92,6 +95,13 @@ def convert(
         if text is not None:
             classes.update(_write_text(Path(text), draft, dtype))
         pipeline = None if main.layout.pipeline is None else main.layout.pipeline(main.config)
+        options = {} if pipeline is None else dict(pipeline.index)
+        if experts:
+            second = _read(low, num_heads, "transformer")
+            _write(second, draft, dtype, "transformer_2")
+            classes["transformer_2"] = _class(second.layout)
+            pictures = second.config["in_channels"] != second.config["out_channels"]
+            options["boundary_ratio"] = _BOUNDARIES[pictures]
         for part in parts:
             if pipeline is not None and part.layout.component == "vae":
                 part = replace(part, config={**part.config, **pipeline.vae})
@@ -104,7 +114,7 @@ def convert(
                 config=None if pipeline is None else pipeline.scheduler,
             )
         name = "WanPipeline" if pipeline is None else pipeline.class_name
-        save_index(draft, classes, stream=stream, pipeline=name)
+        save_index(draft, classes, stream=stream, pipeline=name, options=options)
     return Path(out)
 
 
@@ -207,11 +217,12 @@ def _vae_path(path: Path) -> Path:
     return _wan_vae(path) or path
 
 
-def _write(part: _Part, draft: Path, dtype: torch.dtype | None) -> None:
+def _write(part: _Part, draft: Path, dtype: torch.dtype | None, name: str | None = None) -> None:
+    """Into the folder `name`, by default the one that such parts have."""
     text = part.layout.component == "text_encoder"
     save_component(
         draft,
-        part.layout.component,
+        name or part.layout.component,
         part.config,
         part.tensors,
         stem=STEMS[1] if text else STEMS[0],

@@ -84,13 +84,16 @@ def save_index(
     *,
     stream: StreamConfig | None = None,
     pipeline: str = "WanPipeline",
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model_index.json`, and `livereel.json` when the model has a recipe for streaming.
 
     `classes` maps each component to its library and class, such as `("diffusers",
-    "AutoencoderKLWan")`; `pipeline` is the class that diffusers makes of them.
+    "AutoencoderKLWan")`; `pipeline` is the class that diffusers makes of them, by its
+    `options`.
     """
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.35.0"}
+    index.update(options or {})
     index.update({name: list(pair) for name, pair in classes.items()})
     write_json(folder / MODEL_INDEX, index)
     if stream is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from livereel.engine import cli, memory
 from livereel.engine.checkpoint.folder import open_folder
 from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, InputError
@@ -166,3 +167,15 @@ def test_two_experts_want_a_boundary(ratio: object, clip_folder: Path, tmp_path:
 def test_a_stream_has_no_last_picture(engine: Engine) -> None:
     with pytest.raises(InputError, match="no last picture"):
         engine.generate(PROMPT, frames=5, last_image=np.zeros((32, 48, 3), np.uint8))
+
+
+def test_what_two_experts_and_an_image_encoder_take_is_told_before_loading(
+    made: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, part in (("A14B I2V", "transformer_2"), ("I2V", "image_encoder")):
+        folder = open_folder(made(kind)[0])
+        counts = memory.count_parameters(folder)
+        need = memory.estimate(folder, width=48, height=32, dtype="float32")
+        assert counts[part] > 0 and need.weights == 4 * sum(counts.values())
+        assert cli.main(["info", str(folder.path)]) == 0
+        assert part in capsys.readouterr().out

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...errors import CheckpointError
-from ...registry import Layout
+from ...registry import Layout, Pipeline
 from .vae_config import LATENTS_MEAN_2_2, LATENTS_STD_2_2
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -130,6 +130,17 @@ def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
 
 def _optional(shapes: Shapes, name: str, ndim: int, axis: int) -> int | None:
     return _shape(shapes, name, ndim)[axis] if name in shapes else None
+
+
+def transformer_pipeline(config: Mapping[str, Any]) -> Pipeline:
+    """What goes with a DiT: more channels in than out are those of pictures to start from, and 48
+    are TI2V-5B's, which has such a picture in place of its first latents."""
+    pictures = config["in_channels"] != config["out_channels"]
+    clean = config["in_channels"] == config["out_channels"] == len(LATENTS_MEAN_2_2)
+    return Pipeline(
+        class_name="WanImageToVideoPipeline" if pictures else "WanPipeline",
+        index={"expand_timesteps": True} if clean else {},
+    )
 
 
 # --- VAE -------------------------------------------------------------------------------------
@@ -346,6 +357,7 @@ TRANSFORMER = Layout(
     to_original=transformer_to_original,
     matches=_is_transformer,
     config=transformer_config,
+    pipeline=transformer_pipeline,
 )
 VAE = Layout(
     component="vae",

@@ -283,3 +283,42 @@ def test_parts_of_the_wrong_kind_are_named(
     with pytest.raises(CheckpointError, match="neither"):
         convert(tmp_path / "dit.pth", tmp_path / "out", text=tmp_path, num_heads=HEADS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("channels", "pipeline", "options"),
+    [
+        ((16, 16), "WanPipeline", {}),
+        ((36, 16), "WanImageToVideoPipeline", {}),
+        ((48, 48), "WanPipeline", {"expand_timesteps": True}),
+    ],
+)
+def test_channels_tell_the_pipeline(
+    tmp_path: Path, channels: tuple[int, int], pipeline: str, options: dict[str, Any]
+) -> None:
+    model = WanTransformer3DModel(
+        num_attention_heads=HEADS, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=32,
+        num_layers=1, in_channels=channels[0], out_channels=channels[1],
+    )  # fmt: skip
+    save_file(original(model), tmp_path / "wan.safetensors")
+    out = convert(tmp_path / "wan.safetensors", tmp_path / "out", num_heads=HEADS)
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["_class_name"] == pipeline
+    assert {
+        k: v for k, v in index.items() if k in ("expand_timesteps", "boundary_ratio")
+    } == options
+    assert open_folder(out).clean_start is bool(options)
+
+
+def test_two_experts(tmp_path: Path, dit: WanTransformer3DModel) -> None:
+    source = tmp_path / "wan"
+    other = {name: tensor + 1 for name, tensor in original(dit).items()}
+    for name, state in (("high_noise_model", original(dit)), ("low_noise_model", other)):
+        (source / name).mkdir(parents=True)
+        save_file(state, source / name / "diffusion_pytorch_model.safetensors")
+    out = convert(source, tmp_path / "out", num_heads=HEADS)
+    folder = open_folder(out)
+    assert folder.boundary_ratio == 0.875
+    assert_same(load_component(folder, "transformer"), dit)
+    second = load_component(folder, "transformer_2").state_dict()
+    assert all(torch.equal(second[name], x + 1) for name, x in dit.state_dict().items())
