@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from livereel.engine.checkpoint.folder import DEMO, open_folder
 from livereel.engine.cli import main
 from livereel.engine.engine import Engine
+from livereel.export.package import plan_export, write_package
 
 pytestmark = [
     pytest.mark.timeout(1800),
@@ -24,7 +26,6 @@ pytestmark = [
 ROOT = Path(__file__).parents[3]
 TOOLS = Path(sys.executable).parent
 TORCH = Path(torch.__file__).parent
-PROMPTS = {"first": "a red ball", "second": "a blue ball moving left"}
 CHUNKS, SEED = 50, 7
 TARGETS = ("livereel_runtime", "livereel_run", "livereel_example", "test_stream", "test_refusals")
 
@@ -54,24 +55,29 @@ def build(folder: Path, case: Path, *options: str, targets: Sequence[str] = TARG
     return folder
 
 
-@pytest.fixture(scope="session")
-def case(aoti_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
     """A package, two embeddings, and what Python streams: the prompt changes in the middle."""
-    folder = tmp_path_factory.mktemp("runtime")
-    (folder / "package").symlink_to(aoti_package)
-    for name, prompt in PROMPTS.items():
+    (folder / "package").symlink_to(package)
+    for name, prompt in zip(("first", "second"), prompts, strict=True):
         out = folder / f"{name}.safetensors"
-        assert main(["embed", prompt, "--model", str(aoti_package), "-o", str(out)]) == 0
+        assert main(["embed", prompt, "--model", str(package), "-o", str(out)]) == 0
     frames = []
-    with Engine.load(aoti_package, device="cpu").open(PROMPTS["first"], seed=SEED) as session:
+    with Engine.load(package, device="cpu").open(prompts[0], seed=SEED) as session:
         for chunk in session:
             frames.append(chunk.frames)
             if chunk.index == CHUNKS // 2 - 1:
-                session.update(prompt=PROMPTS["second"])
+                session.update(prompt=prompts[1])
             if chunk.index == CHUNKS - 1:
                 break
     np.concatenate(frames).tofile(folder / "frames.rgb")
     return folder
+
+
+@pytest.fixture(scope="session")
+def case(aoti_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the tiny model."""
+    folder = tmp_path_factory.mktemp("runtime")
+    return make_case(aoti_package, folder, ("a red ball", "a blue ball moving left"))
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +106,17 @@ def test_streams_bitwise_as_python_and_refuses_with_a_sentence(
 
 
 @pytest.mark.slow
+def test_demo_streams_bitwise_as_python(
+    built: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    package = tmp_path / "exported"
+    write_package(plan_export(open_folder(DEMO)), package, "aoti")
+    moves = ("a red circle moving right", "a large blue star moving left")
+    case = make_case(package, tmp_path, [f"{move} on a black background" for move in moves])
+    done(built / "csrc" / "runtime" / "test_stream", case, env=environment)
+
+
+@pytest.mark.slow
 def test_sanitized(case: Path, environment: dict[str, str]) -> None:
     folder = build(
         ROOT / "build" / "runtime-sanitize", case, "-DLIVEREEL_SANITIZE=address,undefined",
@@ -107,6 +124,26 @@ def test_sanitized(case: Path, environment: dict[str, str]) -> None:
     )  # fmt: skip
     # What libtorch allocates once and never frees is not ours.
     ctest(folder, {**environment, "ASAN_OPTIONS": "detect_leaks=0"})
+
+
+@pytest.mark.slow
+def test_readers_hold_against_a_fuzzer(case: Path, tmp_path: Path) -> None:
+    if shutil.which("clang++") is None:
+        pytest.skip("needs clang++ and its libFuzzer")
+    folder, corpus = ROOT / "build" / "fuzz", tmp_path / "corpus"
+    done(
+        TOOLS / "cmake", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}",
+        "-DCMAKE_CXX_COMPILER=clang++", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DLIVEREEL_FUZZ=ON",
+        "-DLIVEREEL_PYTHON=OFF", "-DLIVEREEL_SANITIZE=address,undefined", "-S", ROOT, "-B", folder,
+    )  # fmt: skip
+    done(TOOLS / "cmake", "--build", folder, "--target", "fuzz_readers")
+    corpus.mkdir()
+    for file in ("package/manifest.json", "first.safetensors"):
+        shutil.copy(case / file, corpus)
+    program = folder / "csrc" / "runtime" / "fuzz_readers"
+    done(
+        program, "-max_total_time=60", "-max_len=65536", "-rss_limit_mb=2048", corpus, cwd=tmp_path
+    )
 
 
 def test_program_needs_no_python(
