@@ -48,7 +48,7 @@ SLOTS = 4
 MAX_WAITING = 100
 """Controls that may wait for a session's next chunk."""
 WARM_UP = "a red circle moving right on a black background"
-_WARM_UPS = 4
+_WARM_UPS, _WARM_UP_S = 4, 15.0
 _TRIES = 3
 """Passes for a chunk that memory ran out in, before its session is given up."""
 _AGAIN_S = 1.0
@@ -124,22 +124,27 @@ class Table:
         """What it was reckoned to take."""
 
     def warm_up(self) -> None:
-        """Make a few chunks of the model's own size: then it is known what a pass costs, alone and
-        for as many sessions as can be stepped together. Raises what a pass raises."""
-        spec = Spec(prompt=WARM_UP)
+        """Make a few chunks of the model's own size: then it is known what a pass costs, alone and,
+        if that does not take too long, for as many sessions as can be stepped together. Raises what
+        a pass raises."""
+        spec, began = Spec(prompt=WARM_UP), self._clock()
         self._backend.check(spec)
-        streams = [
-            self._backend.open(spec, chunk=None, pts=None) for _ in range(self._backend.most)
-        ]
-        for count in sorted({1, len(streams)}, reverse=True):
+        streams: list[Stream] = []
+        for count in sorted({1, self._backend.most}):
+            if streams and self._costs.of(streams[0].kind, count) * _WARM_UPS > _WARM_UP_S:
+                break
+            while len(streams) < count:
+                streams.append(self._backend.open(spec, chunk=None, pts=None))
             fastest = math.inf
             for _ in range(_WARM_UPS):
-                start, full = self._clock(), streams[0].chunk > 0
-                for made in self._backend.step(streams[:count]):
+                start, full = self._clock(), all(stream.chunk > 0 for stream in streams)
+                for made in self._backend.step(streams):
                     if isinstance(made, Exception):
                         raise made
                 if full:
                     fastest = min(fastest, self._clock() - start)
+                    if self._clock() - began > _WARM_UP_S:
+                        break
             self._costs.note(streams[0].kind, count, fastest)
         for stream in streams:
             stream.close()

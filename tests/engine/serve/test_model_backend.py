@@ -148,3 +148,13 @@ def test_jobs_share_the_threads_and_give_what_they_raise() -> None:
     assert abreast.run([torch.get_num_threads] * 3) == [1, 1, 1]
     (error,) = abreast.run([_short])
     assert isinstance(error, MemoryError) and torch.get_num_threads() == before
+
+
+def test_a_package_is_served_as_its_model_is(exported: Path, engine: Engine) -> None:
+    pytest.importorskip("onnxruntime")
+    backend = ModelBackend.load(str(exported), "cpu", "auto")
+    backend.check(Spec(prompt=PROMPT))
+    stream, session = open_(backend, Spec(prompt=PROMPT)), engine.open(PROMPT)
+    for _ in range(3):
+        (chunk,) = step(backend, stream)
+        assert np.abs(chunk.frames.astype(int) - next(session).frames).max() <= 1

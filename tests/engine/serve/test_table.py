@@ -201,6 +201,12 @@ def test_four_sessions_at_four_frames_a_second_hold_their_rate_and_a_fifth_is_re
     assert np.quantile(intervals, 0.95) <= 1.5 * 0.25 and max(intervals) < 0.3
 
 
+def test_a_slow_model_is_not_warmed_up_for_long() -> None:
+    for chunk_s, most in [(0.5, 2), (10.0, 2), (40.0, 1)]:
+        world = World(chunk_s=chunk_s, more_s=chunk_s, most=most)
+        assert 0 < world.now <= max(15 + 2 * chunk_s, 8 * chunk_s)
+
+
 def test_the_first_session_is_admitted_however_slow_the_machine() -> None:
     world = World(chunk_s=30.0)
     world.open("a")
