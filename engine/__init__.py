@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine import Engine
     from .errors import CheckpointError, InputError, LiveReelError, ResourceError
+    from .media.storyboard import Shot, Storyboard
     from .session import Session
     from .types import Chunk, ChunkStats, Video
 
@@ -32,6 +33,8 @@ __all__ = [
     "LiveReelError",
     "ResourceError",
     "Session",
+    "Shot",
+    "Storyboard",
     "Video",
     "__version__",
 ]
@@ -45,6 +48,8 @@ _HOME = {
     "LiveReelError": ".errors",
     "ResourceError": ".errors",
     "Session": ".session",
+    "Shot": ".media.storyboard",
+    "Storyboard": ".media.storyboard",
     "Video": ".types",
 }
 

@@ -65,8 +65,8 @@ class Session:
     comes back the same way. Each chunk's stats say so. Its frames depend on how fast the machine
     is, where others are the same for the same seed and controls.
 
-    A session with a `feed` makes each chunk from frames that are pushed into it, and waits for
-    them.
+    A session that was opened with a strength is fed: it makes each chunk from frames that are
+    pushed into it, and waits for them.
     """
 
     def __init__(

@@ -34,6 +34,8 @@ def test_names() -> None:
         "LiveReelError",
         "ResourceError",
         "Session",
+        "Shot",
+        "Storyboard",
         "Video",
         "__version__",
     ]

@@ -109,7 +109,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="make a whole clip's pixels tile by tile, in less memory",
     )
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--image", metavar="FILE", help="a picture to start from")
+    start.add_argument(
+        "--image",
+        metavar="FILE",
+        help="a picture to start from; it is cut at its center to the size's aspect and scaled, as "
+        "videos are",
+    )
     start.add_argument(
         "--extend", metavar="FILE", help="a video to go on from: its frames, then new ones"
     )
@@ -171,6 +176,8 @@ def _check(options: argparse.Namespace) -> _Plan:
                 f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
                 f"a video has 1 to {MAX_FRAMES}"
             )
+        if options.last_image is not None:  # the last picture is a latent frame's last
+            frames -= (frames - 1) % memory.temporal_factor(folder)
     from ..media.reader import read_clip, read_image
 
     if options.video is not None:

@@ -179,3 +179,21 @@ def test_what_two_experts_and_an_image_encoder_take_is_told_before_loading(
         assert counts[part] > 0 and need.weights == 4 * sum(counts.values())
         assert cli.main(["info", str(folder.path)]) == 0
         assert part in capsys.readouterr().out
+
+
+def test_the_command_makes_a_clip_between_two_pictures(
+    made: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for name, level in (("first.png", 40), ("last.jpg", 200)):
+        Image.new("RGB", (96, 96), (level, 0, 0)).save(tmp_path / name)
+    out = tmp_path / "clip.mp4"
+    model = str(made("FLF2V")[0])
+    options = "--steps 2 --size 48x32 --seconds 0.7 --device cpu --dtype float32".split()
+    command = ["generate", PROMPT, "-o", str(out), "--model", model, *options]
+    pictures = ["--image", str(tmp_path / "first.png"), "--last-image", str(tmp_path / "last.jpg")]
+    assert cli.main([*command, *pictures]) == 0
+    assert "9 frames of 48x32" in capsys.readouterr().out  # 11 and a last one that ends a latent
+    assert cli.main([*command, *pictures[2:]]) == 2
+    assert "--last-image goes with --image" in capsys.readouterr().err
