@@ -98,9 +98,9 @@ def measure(
         for name, (path, wanted) in contenders.items():
             for what, value in harness.fresh([*here, "--model", path, "--dtype", wanted]).items():
                 figures.setdefault(f"{name}: {what}", []).append(value)
-        for path, manifest in formats.items():
+        for package, manifest in formats.items():
             if program is not None and manifest.format == "aoti":
-                for what, value in run_program(program, path, seconds).items():
+                for what, value in run_program(program, package, seconds).items():
                     figures.setdefault(f"C++: {what}", []).append(value)
     return Section(
         title=f"runners, {dtype}: {processes} processes each, {seconds:g} s of video",

@@ -178,8 +178,9 @@ class Plan:
 
         Raises `InputError` for a picture size that the model does not fit.
         """
-        dit, vae = (self._described(name) for name in ("transformer", "vae"))
-        dit, vae, stream = cast(Transformer, dit), cast(VAE, vae), self.stream
+        stream = self.stream
+        dit = cast(Transformer, self._described("transformer"))
+        vae = cast(VAE, self._described("vae"))
         grain = vae.spatial_factor * dit.spatial_patch
         if stream.width % grain or stream.height % grain:
             raise InputError(
@@ -260,17 +261,17 @@ class Plan:
         counts = {"vae_decode_one": 1, "vae_decode": self.stream.chunk_latents}
         if counts["vae_decode"] == 1:
             del counts["vae_decode_one"]
-        yield from _with_state(VaeDecode(module, *scale).eval(), "vae_decode", lone, counts)
+        yield from with_state(VaeDecode(module, *scale).eval(), "vae_decode", lone, counts)
         lone = torch.zeros(1, 3, 1, self.stream.height, self.stream.width)
         counts = {"vae_encode": latent.temporal_factor}
-        yield from _with_state(VaeEncode(module, *scale).eval(), "vae_encode", lone, counts)
+        yield from with_state(VaeEncode(module, *scale).eval(), "vae_encode", lone, counts)
 
     def _described(self, name: str) -> nn.Module:
         part = self.folder.component(name)
         return build(part.class_name, part.config, part.path / "config.json")
 
 
-def _with_state(
+def with_state(
     module: VaeDecode | VaeEncode, name: str, lone: Tensor, counts: Mapping[str, int]
 ) -> Iterator[tuple[str, Step]]:
     """A stream's first call, of one frame, and later ones, by name with so many frames each."""

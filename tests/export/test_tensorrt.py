@@ -70,7 +70,7 @@ def test_the_whole_decoder_of_wan_in_half_precision(tmp_path: Path, dtype: torch
     steps.fold_upsamples(vae)
     decode = steps.VaeDecode(vae, torch.zeros(16), torch.ones(16)).eval()
     lone = torch.zeros(1, 16, 1, 16, 16)
-    named = steps._with_state(decode, "vae_decode", lone, {"vae_decode": 3})
+    named = steps.with_state(decode, "vae_decode", lone, {"vae_decode": 3})
     build(tmp_path, named, {"vae_decode"})
 
 
