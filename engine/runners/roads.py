@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..checkpoint.load import build
+from ..layers.norm import ChannelRMSNorm
 from ..layers.packed import LIMIT
 from ..types import LoadedVAE, Transformer
 
@@ -29,7 +30,7 @@ def roads_of(folder: ModelFolder, road: Road, dtype: torch.dtype) -> dict[str, s
         "self-attention": on_dit,
         "modulation": on_dit,
         "VAE convolutions": "triton" if fused else "native" if packed_vae else "library",
-        "VAE norms": road,
+        "VAE norms": "reference" if road == "native" and not _rms_normed(vae) else road,
         "pixels": "triton" if fused else "native" if packed_vae else "reference",
         "projections": "native" if packed_dit else "library",
     }
@@ -38,6 +39,11 @@ def roads_of(folder: ModelFolder, road: Road, dtype: torch.dtype) -> dict[str, s
 def _part(folder: ModelFolder, name: str) -> nn.Module:
     part = folder.component(name)
     return build(part.class_name, part.config, part.path / "config.json")
+
+
+def _rms_normed(vae: nn.Module) -> bool:
+    """Whether its norms are those that the C++ core knows."""
+    return any(isinstance(layer, ChannelRMSNorm) for layer in vae.modules())
 
 
 def _packed(part: nn.Module, dtype: torch.dtype) -> bool:

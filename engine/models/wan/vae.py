@@ -14,7 +14,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, w
 from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
 from ...layers.norm_silu import norm_silu_with_past
+from ...layers.per_frame import per_frame
 from ...layers.upsample import Upsample2xConv
 from .shortcut import check_groups, grow, shrink
 from .vae_config import WanVAEConfig
@@ -35,13 +36,6 @@ from .vae_config import WanVAEConfig
 if TYPE_CHECKING:
     from .fused_vae import FusedVAE
     from .native_vae import NativeVAE
-
-
-def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Run a 2D layer on each frame of `[B, C, T, H, W]`."""
-    b, c, t, h, w = x.shape
-    y = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
-    return y.reshape(b, t, *y.shape[1:]).transpose(1, 2)
 
 
 def normed_step(conv: CausalConv3d, norm: ChannelRMSNorm, x: Tensor, tape: CacheTape) -> Tensor:

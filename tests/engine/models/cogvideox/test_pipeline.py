@@ -25,12 +25,18 @@ from PIL import Image
 from transformers import AutoTokenizer, T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from livereel.engine.checkpoint.folder import open_folder
 from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, InputError
+from livereel.engine.models.cogvideox.fused_vae import FusedVAE
+from livereel.engine.models.cogvideox.vae import CogVideoXVAE
 from livereel.engine.runners import clips
+from livereel.engine.runners.roads import roads_of
 from livereel.engine.runners.tiled import Tile
+from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.noise import normal
 from livereel.engine.sampling.stream import StreamState
+from livereel.engine.sampling.windowed import Windowed
 from livereel.engine.text.vocabulary import build_tokenizer, save_tokenizer
 
 SCHEDULE: dict[str, Any] = dict(
@@ -214,6 +220,23 @@ def test_clips_without_a_scheduler_that_is_known_are_refused(folder: Path, tmp_p
     engine = Engine.load(other, device="cpu", dtype="float32")
     with pytest.raises(CheckpointError, match="scheduler 'LCMScheduler' is none of"):
         engine.generate(PROMPT, frames=1, width=48, height=32, steps=1)
+
+
+def test_each_part_is_on_the_road_that_has_it(folder: Path) -> None:
+    """The VAE has kernels, the DiT runs in plain torch behind its window on every road."""
+    engine = Engine.load(folder, device="cpu", dtype="float32")
+    runner = engine.runner
+    assert isinstance(runner, TorchRunner)
+    assert isinstance(runner.vae, CogVideoXVAE) and isinstance(runner.denoiser, Windowed)
+    on_gpu = TorchRunner.on_road(
+        "triton", runner.transformer, runner.vae, runner.text_encoder, runner.device, runner.dtype
+    )
+    assert isinstance(on_gpu.vae, FusedVAE) and isinstance(on_gpu.denoiser, Windowed)
+    assert not on_gpu.denoiser.in_place
+    told = roads_of(open_folder(folder), "native", torch.float32)
+    assert (told["self-attention"], told["VAE norms"]) == ("reference", "reference")
+    told = roads_of(open_folder(folder), "triton", torch.bfloat16)
+    assert (told["self-attention"], told["VAE norms"]) == ("reference", "triton")
 
 
 def test_sizes_that_patches_do_not_tile_are_refused(folder: Path) -> None:
