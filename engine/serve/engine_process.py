@@ -73,7 +73,7 @@ class EngineProcess:
         self._model: ModelInfo | None = None
         self._link: Link | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._draining = self._stopped = False
+        self._draining = False
         self._health: Health = "starting"
         self._full = False
         self._hung: asyncio.Task[None] | None = None
@@ -206,7 +206,7 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """As `EngineClient.stop`."""
-        self._stopped, self._health = True, "down"
+        self._health = "down"
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)

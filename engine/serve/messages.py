@@ -121,6 +121,10 @@ class Stats(Struct, frozen=True, kw_only=True):
     batch: int = 1
 
 
+MEASURED = tuple(name for name in Stats.__struct_fields__ if name not in ("wait_s", "batch"))
+"""The session's own."""
+
+
 class ChunkMade(Struct, frozen=True, kw_only=True, tag="chunk"):
     """A chunk's frames `[count, H, W, 3]` lie in the session's ring, `pts` the first one's number.
 

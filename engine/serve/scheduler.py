@@ -11,7 +11,7 @@ Nothing here reads a clock: all times are seconds that the caller gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from .admission import Kind
@@ -63,7 +63,7 @@ class Turn:
 
 
 class Scheduler:
-    """Picks by earliest deadline.
+    """Picks by earliest deadline, without preemption: a chunk is a unit.
 
     `has_room` says whether a session's chunk has a place to go to; `batch_cost(kind, n)` what a
     pass over n sessions takes; `most(kind)` how many may share one because that is measured to be
@@ -87,14 +87,6 @@ class Scheduler:
     def remove(self, session: str) -> None:
         """A session is gone."""
         self._turns.pop(session, None)
-
-    def __getitem__(self, session: str) -> Turn:
-        """What is known of a session."""
-        return self._turns[session]
-
-    def __iter__(self) -> Iterator[Turn]:
-        """All that there are."""
-        return iter(self._turns.values())
 
     def pick(self, now: float) -> list[Turn]:
         """The sessions to step now, the most urgent first; none when all can wait."""

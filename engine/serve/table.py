@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResourceError
@@ -19,6 +18,7 @@ from ..native import FrameRing
 from .admission import CAPACITY, Costs, Kind, load
 from .messages import (
     KINDS,
+    MEASURED,
     Applied,
     ChunkMade,
     Control,
@@ -59,7 +59,7 @@ _RETRY_S = 5.0
 _POLL_S = 0.02
 """How soon it is seen that a ring has room again."""
 _FINISH = 0.8
-"""The share of a drain's time in which streams that have an end may come to it."""
+"""The share of a drain's time for streams that have an end to come to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,8 @@ class Table:
         kind = Kind(
             spec.width or model.width, spec.height or model.height, spec.steps or model.steps
         )
-        if spec.live and self._crowded(kind, model.chunk_frames / fps):
+        again = pts is not None  # it was admitted by the engine before this one
+        if spec.live and not again and self._crowded(kind, model.chunk_frames / fps):
             raise Busy("there is no time left for one more session", self._retry_s(now))
         try:
             self._backend.check(spec)
@@ -240,7 +241,7 @@ class Table:
                 self._end(session, "draining", session.stream.snapshot(light=True))
 
     def state(self) -> EngineState:
-        """All of it in numbers."""
+        """All of it in numbers, but for memory."""
         now = self._clock()
         return EngineState(
             sessions=tuple(
@@ -254,7 +255,6 @@ class Table:
             load=self._load(),
             chunks=self._made,
             batched=self._batched,
-            memory_bytes=_resident(),
         )  # fmt: skip
 
     @property
@@ -325,7 +325,8 @@ class Table:
         if late > 0:
             session.missed += 1
             self._tell(session.id, DeadlineMissed(chunk=chunk.index, late_s=late))
-        stats = Stats(**vars(chunk.stats), wait_s=wait, batch=batch)
+        measured = {name: getattr(chunk.stats, name) for name in MEASURED}
+        stats = Stats(**measured, wait_s=wait, batch=batch)
         self._tell(
             session.id,
             ChunkMade(
@@ -393,9 +394,3 @@ class Table:
             for session in self._sessions.values()
         ]
         return min(60.0, max(1.0, min(ends))) if ends and min(ends) < 60 else _RETRY_S
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * 4096

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -116,7 +117,8 @@ class Worker:
         elif isinstance(command, wire.Save):
             self._answer(command.request, lambda request: self._save(request, command))
         elif isinstance(command, wire.Ask):
-            self._out.send(wire.Granted(command.request, state=table.state()))
+            state = msgspec.structs.replace(table.state(), memory_bytes=_resident())
+            self._out.send(wire.Granted(command.request, state=state))
         elif isinstance(command, wire.Drain):
             table.drain(command.grace_s)
         elif isinstance(command, wire.Close):
@@ -158,6 +160,12 @@ class Worker:
     def _save(self, request: int, command: wire.Save) -> None:
         snapshot = self._table.save(command.session, light=command.light)
         self._out.send(wire.Granted(request, snapshot=snapshot))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def load(setup: Setup) -> Backend[Any]:

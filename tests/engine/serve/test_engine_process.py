@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from livereel.engine.errors import InputError
+from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.serve import engine_process
 from livereel.engine.serve.engine_process import EngineProcess
 from livereel.engine.serve.fake import color_of, number_of
@@ -102,6 +102,17 @@ def test_a_stream_from_its_first_frame_to_its_last() -> None:
         assert (await engine.state()).sessions == () and engine.health == "ready"
 
     with_engine(body)
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    async def run() -> None:
+        engine = EngineProcess(Setup(model="/nowhere"))
+        with pytest.raises(ResourceError, match="/nowhere"):
+            await engine.start()
+        assert engine.pid is None
+        await engine.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
 def test_what_the_engine_refuses_comes_back_as_it_was_raised() -> None:

@@ -201,6 +201,16 @@ def test_four_sessions_at_four_frames_a_second_hold_their_rate_and_a_fifth_is_re
     assert np.quantile(intervals, 0.95) <= 1.5 * 0.25 and max(intervals) < 0.3
 
 
+def test_what_was_admitted_once_is_taken_over_from_another_engine() -> None:
+    world = World(chunk_s=0.5)
+    world.open("a")
+    with pytest.raises(Busy, match="no time left"):
+        world.open("b")
+    world.events["b"] = []
+    opened, _ = world.table.open("b", Spec(prompt="a circle"), chunk=3, pts=25)
+    assert (opened.chunk, opened.pts) == (3, 25)
+
+
 def test_a_slow_model_is_not_warmed_up_for_long() -> None:
     for chunk_s, most in [(0.5, 2), (10.0, 2), (40.0, 1)]:
         world = World(chunk_s=chunk_s, more_s=chunk_s, most=most)
