@@ -93,13 +93,15 @@ def test_taken_out_they_leave_no_trace(tiny_folder: Path, tmp_path: Path, dtype:
     engine = Engine.load(tiny_folder, device="cpu", dtype=dtype)
     for path in save(tmp_path):
         engine.load_lora(path)
-    before = weights(engine)
+    before, shown = weights(engine), take(engine.open(PROMPT, seed=1), 2)
     assert engine.loras is not None
     for strengths in ({"one": 1.0}, {"one": 0.3, "two": 2.0}, {"two": -1.0}):
         assert engine.loras.use(strengths) and not engine.loras.use(strengths)
         changed = {name for name, x in weights(engine).items() if not torch.equal(x, before[name])}
         assert changed == {f"transformer.{name}.weight" for name in LAYERS}
-    assert engine.loras.use({"one": 0.0})
+    changed_frames = take(engine.open(PROMPT, seed=1, loras={"one": 2.0, "two": 2.0}), 2)
+    assert not np.array_equal(changed_frames, shown)
+    assert np.array_equal(take(engine.open(PROMPT, seed=1), 2), shown)
     assert all(torch.equal(x, before[name]) for name, x in weights(engine).items())
 
 

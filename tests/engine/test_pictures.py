@@ -190,8 +190,8 @@ def test_the_command_makes_a_clip_between_two_pictures(
         Image.new("RGB", (96, 96), (level, 0, 0)).save(tmp_path / name)
     out = tmp_path / "clip.mp4"
     model = str(made("FLF2V")[0])
-    options = "--steps 2 --size 48x32 --seconds 0.7 --device cpu --dtype float32".split()
-    command = ["generate", PROMPT, "-o", str(out), "--model", model, *options]
+    options = ["--steps", "2", "--size", "48x32", "--seconds", "0.7", "--device", "cpu"]
+    command = ["generate", PROMPT, "-o", str(out), "--model", model, "--dtype", "float32", *options]
     pictures = ["--image", str(tmp_path / "first.png"), "--last-image", str(tmp_path / "last.jpg")]
     assert cli.main([*command, *pictures]) == 0
     assert "9 frames of 48x32" in capsys.readouterr().out  # 11 and a last one that ends a latent
