@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "livereel/error.h"
@@ -90,7 +89,13 @@ void Model::check_graphs() const {
   }
 }
 
-const Graph& Model::graph(std::string_view name) const { return graphs_.find(name)->second; }
+const Graph& Model::graph(std::string_view name) const {
+  const auto found = graphs_.find(name);
+  if (found == graphs_.end()) {
+    throw Error(Status::kPackage, "the graph " + std::string(name) + " is missing");
+  }
+  return found->second;
+}
 
 at::Tensor Model::text(const float* values, std::int64_t tokens, std::int64_t width) const {
   const std::int64_t most = manifest().stream.max_sequence_length;
@@ -132,6 +137,9 @@ void Model::check(const State& state) const {
     }
   };
   const LatentSpec& latent = manifest().latent;
+  if (state.steps < 1 || state.steps > std::ssize(manifest().stream.timesteps)) {
+    throw Error(Status::kPackage, "the snapshot has another number of steps than this package's");
+  }
   const State fresh = begin(state.seed, state.steps);
   wants("text", state.text, {1, manifest().stream.max_sequence_length, latent.text_width});
   wants("ring.k", state.ring_k, fresh.ring_k.sizes());
@@ -140,6 +148,9 @@ void Model::check(const State& state) const {
     throw Error(Status::kPackage, "the snapshot counts more chunks than a stream can have");
   }
   std::int64_t latents = 0;
+  if (state.chunk == 0 && (state.pending.defined() || !state.caches.empty())) {
+    throw Error(Status::kPackage, "the snapshot holds more than a stream's start does");
+  }
   if (state.chunk > 0) {
     const std::int64_t last = chunk_size(state.chunk - 1);
     wants("pending", state.pending, {1, latent.channels, last, latent.height, latent.width});

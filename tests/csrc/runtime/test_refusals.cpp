@@ -174,7 +174,9 @@ void wrong_snapshots(const Case& given) {
   expect(restore(whole.substr(0, whole.size() - 1)), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, "livereel.runtime 1", "livereel.runtime 2")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"2")")), LIVEREEL_PACKAGE);
+  expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"0")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"x")")), LIVEREEL_PACKAGE);
+  expect(restore(changed(whole, R"("steps":"3")", R"("steps":"9")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("pts":"1")", R"("pts":"9")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("model":")", R"("model":"0)")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, "cache.3", "cache.x")), LIVEREEL_PACKAGE);

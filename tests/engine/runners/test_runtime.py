@@ -149,7 +149,7 @@ def test_readers_hold_against_a_fuzzer(case: Path, tmp_path: Path) -> None:
 def test_program_needs_no_python(
     built: Path, case: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    program = built / "csrc" / "runtime" / "livereel-run"
+    program = built / "livereel-run"
     assert "python" not in done("ldd", program).replace(str(TORCH), "").lower()
     out = tmp_path / "out.y4m"
     asked = (
