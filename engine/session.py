@@ -255,7 +255,8 @@ class Session:
         tensors = [
             *(() if state.ring is None else (state.ring.k, state.ring.v)),
             *(state.caches or ()),
-            state.text, state.pending, state.recent, state.sinks, state.anchors,
+            *(state.encoder or ()),
+            state.text, state.pending, state.recent, state.sinks, state.anchors, state.given,
         ]  # fmt: skip
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
@@ -285,6 +286,7 @@ class Session:
         check_prompt(state.prompt)
         check_steps(state.steps, self._config)
         fill_state(state, tensors, self._sampler, self._runner, light=light)
+        self._use_loras(state)
         if light and state.recent is not None:
             self._sampler.rebuild(state, self._text(state, Watch(self._runner.device)))
             _, state.caches = self._runner.decode(state.recent)

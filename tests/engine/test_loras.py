@@ -131,6 +131,19 @@ def test_sessions_in_turn_each_have_their_own(tuned: Engine) -> None:
     assert all(np.array_equal(frames_of(a), b) for a, b in zip(turns, alone, strict=True))
 
 
+def test_a_session_is_restored_with_its_own(tuned: Engine) -> None:
+    """Also from clean latents, of which keys are computed anew, while others are in the weights."""
+    session = tuned.open(PROMPT, loras={"one": 2.0})
+    take(session, 3)
+    exact, light = session.snapshot(), session.snapshot(light=True)
+    rest = next(session).frames.astype(int)
+    next(tuned.open(PROMPT, loras={"two": 2.0}))
+    found = [tuned.restore(x, loras={"one": 2.0}) for x in (exact, light)]
+    assert np.array_equal(next(found[0]).frames, rest)
+    assert np.abs(next(found[1]).frames - rest).max() <= 2
+    assert np.abs(next(tuned.restore(light)).frames - rest).max() > 2
+
+
 def test_whole_clips_have_them_too(clip_folder: Path, tmp_path: Path) -> None:
     engine = Engine.load(clip_folder, device="cpu", dtype="float32")
     engine.load_lora(save(tmp_path)[0], "style")
