@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,7 @@ _ASSETS = {
     "protocol.js": "text/javascript",
     "style.css": "text/css",
 }
+_WRONG_KEY_S = 0.5
 _READY = ("ready", "busy")
 _STRICT = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -183,6 +185,7 @@ def _add_page(app: FastAPI, server: Server) -> None:
     @app.post("/login", include_in_schema=False)
     async def login(request: Request, key: Annotated[str, Form(max_length=1024)]) -> Response:
         if server.guard.key is not None and not server.guard.opens(key):
+            await asyncio.sleep(_WRONG_KEY_S)
             return failure(401, "unauthorized", "the API key is wrong")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(

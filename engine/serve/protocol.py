@@ -42,7 +42,7 @@ class _FromClient(Struct, tag_field="type", kw_only=True, forbid_unknown_fields=
     """All that a client may send."""
 
 
-class Create(_FromClient, tag="session.create"):
+class Create(_FromClient, frozen=True, tag="session.create"):
     """Open a stream; or go on with one (`resume`), or watch one that another drives (`watch`).
 
     `image` is the id of an uploaded picture that becomes the first frame. `resume` is the token of
@@ -66,7 +66,7 @@ class Create(_FromClient, tag="session.create"):
     watch: Token | None = None
 
 
-class Update(_FromClient, tag="session.update"):
+class Update(_FromClient, frozen=True, tag="session.update"):
     """Another prompt or number of steps from the next chunk on; `recache` also takes the old
     prompt's traces out of what the model remembers."""
 
@@ -76,38 +76,38 @@ class Update(_FromClient, tag="session.update"):
     recache: bool = False
 
 
-class NewSeed(_FromClient, tag="session.seed"):
+class NewSeed(_FromClient, frozen=True, tag="session.seed"):
     """Other noise from the next chunk on."""
 
     event_id: Id
     seed: Count
 
 
-class Pause(_FromClient, tag="session.pause"):
+class Pause(_FromClient, frozen=True, tag="session.pause"):
     """Make no further chunk."""
 
     event_id: Id
 
 
-class Resume(_FromClient, tag="session.resume"):
+class Resume(_FromClient, frozen=True, tag="session.resume"):
     """Go on after a pause."""
 
     event_id: Id
 
 
-class Reset(_FromClient, tag="session.reset"):
+class Reset(_FromClient, frozen=True, tag="session.reset"):
     """Forget what was shown and start anew; frames are counted on."""
 
     event_id: Id
 
 
-class Stop(_FromClient, tag="session.stop"):
+class Stop(_FromClient, frozen=True, tag="session.stop"):
     """End the stream; what is being sent still arrives, then `session.ended`."""
 
     event_id: Id
 
 
-class Ack(_FromClient, tag="session.ack"):
+class Ack(_FromClient, frozen=True, tag="session.ack"):
     """`frame` arrived, and `decode_queue` frames wait to be decoded or shown. Not answered; without
     acks the server sends a window's worth and then nothing."""
 
@@ -126,7 +126,7 @@ class _FromServer(Struct, tag_field="type", kw_only=True, frozen=True):
     """All that the server may send."""
 
 
-class Created(_FromServer, tag="session.created"):
+class Created(_FromServer, frozen=True, tag="session.created"):
     """The stream is open. `resume_token` lets its owner, and nobody else is told it, come back
     within `lease_s` of a cut; `watch_token` lets others look on. The next frame to be shown is
     number `next_frame`, and `lost` frames behind `last_frame` can no longer be had. `stream` is its
@@ -150,7 +150,7 @@ class Created(_FromServer, tag="session.created"):
     lease_s: float
 
 
-class Applied(_FromServer, tag="event.applied"):
+class Applied(_FromServer, frozen=True, tag="event.applied"):
     """The control took hold at `chunk`, whose first frame is number `first_frame`."""
 
     event_id: str
@@ -158,7 +158,7 @@ class Applied(_FromServer, tag="event.applied"):
     first_frame: int
 
 
-class Rejected(_FromServer, tag="event.rejected"):
+class Rejected(_FromServer, frozen=True, tag="event.rejected"):
     """The control was not taken; nothing has changed."""
 
     event_id: str
@@ -166,7 +166,7 @@ class Rejected(_FromServer, tag="event.rejected"):
     message: str
 
 
-class Stats(_FromServer, tag="stats"):
+class Stats(_FromServer, frozen=True, tag="stats"):
     """Where a chunk's time went, in seconds, and what this viewer gets: `level` 0 is everything,
     each further one less; `dropped` counts frames that this viewer was not sent."""
 
@@ -188,14 +188,14 @@ class Stats(_FromServer, tag="stats"):
     viewers: int
 
 
-class DeadlineMissed(_FromServer, tag="deadline_missed"):
+class DeadlineMissed(_FromServer, frozen=True, tag="deadline_missed"):
     """A chunk was ready `late_s` after it was due."""
 
     chunk: int
     late_s: float
 
 
-class Recovered(_FromServer, tag="session.recovered"):
+class Recovered(_FromServer, frozen=True, tag="session.recovered"):
     """The engine was started anew and the stream goes on from its last snapshot, at `next_frame`;
     frame numbers before it that did not come will not."""
 
@@ -203,7 +203,7 @@ class Recovered(_FromServer, tag="session.recovered"):
     next_frame: int
 
 
-class Draining(_FromServer, tag="draining"):
+class Draining(_FromServer, frozen=True, tag="draining"):
     """The server is going down within `grace_s`; where it can, `resume_token` opens the stream
     again elsewhere."""
 
@@ -211,14 +211,14 @@ class Draining(_FromServer, tag="draining"):
     grace_s: float
 
 
-class Ended(_FromServer, tag="session.ended"):
+class Ended(_FromServer, frozen=True, tag="session.ended"):
     """No frame follows: "stopped", "idle", "lifetime", "draining" or "failed"."""
 
     reason: str
     frames: int
 
 
-class Error(_FromServer, tag="error"):
+class Error(_FromServer, frozen=True, tag="error"):
     """The request, or the whole stream, failed; try again after `retry_after_s` if `retryable`."""
 
     code: str
@@ -299,8 +299,8 @@ def unpack(data: bytes) -> tuple[Header, memoryview]:
 
 
 _encoder = msgspec.json.Encoder()
-_client = msgspec.json.Decoder(ClientMessage)
-_server = msgspec.json.Decoder(ServerMessage)
+_client: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_server: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
 
 
 def encode(message: ClientMessage | ServerMessage) -> str:

@@ -77,7 +77,7 @@ class Stream:
         self._answers: OrderedDict[str, protocol.Applied | protocol.Rejected | None] = OrderedDict()
         self._asked: dict[str, tuple[str, float]] = {}
         self._awaited: list[tuple[int, str, float]] = []
-        self._over = False
+        self._over = self._ended_already = False
         self._stopped_by: list[str] = []
         self._chunk = opened.chunk
         self._next = opened.pts
@@ -103,8 +103,10 @@ class Stream:
         lease_s: float,
     ) -> None:
         """Let a viewer in, tell it `session.created`, and bring it up to the newest frame; or, when
-        it has those up to `last_frame`, go on behind that one."""
+        it has those up to `last_frame`, go on behind that one. Raises `Gone` if it is too late."""
         async with self._lock:
+            if self._ended_already:
+                raise Gone("the stream has just ended")
             if owner:
                 if self.owner is not None:
                     self.owner.cut()
@@ -272,6 +274,7 @@ class Stream:
             )
             await self._engine.close(self.session)
         finally:
+            self._ended_already = True
             for event_id in self._stopped_by:
                 self._answer(
                     protocol.Applied(event_id=event_id, chunk=self._chunk, first_frame=self._next)

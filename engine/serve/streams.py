@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import time
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, LiveReelError
 from . import messages, protocol
 from .encoder import pick_codec
 from .logs import log
@@ -204,20 +205,26 @@ class Streams:
         return stream
 
     async def _keep_house(self) -> None:
-        """Once in a while: streams that nobody came back for, old files, numbers."""
         while True:
-            now = time.monotonic()
-            for stream in list(self._open.values()):
-                if stream.viewers:
-                    self._engine.renew(stream.session)
-                elif now - stream.owner_left > self._limits.lease_s:
-                    log("lease_over", session=stream.id)
-                    await stream.close()
-            self._images.expire()
-            for path in self._folder.glob("*.snapshot"):
-                with contextlib.suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _SAVED_S:
-                        path.unlink()
-            with contextlib.suppress(Exception):
-                self._metrics.take_state(await self._engine.state(), self.viewers)
+            try:
+                await self._tidy()
+            except Exception:
+                log("housekeeping_failed", level=logging.ERROR, trace=True)
             await asyncio.sleep(_TICK_S)
+
+    async def _tidy(self) -> None:
+        """Give up streams that nobody came back for, and old files; note numbers."""
+        now = time.monotonic()
+        for stream in list(self._open.values()):
+            if stream.viewers:
+                self._engine.renew(stream.session)
+            elif now - stream.owner_left > self._limits.lease_s:
+                log("lease_over", session=stream.id)
+                await stream.close()
+        self._images.expire()
+        for path in self._folder.glob("*.snapshot"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _SAVED_S:
+                    path.unlink()
+        with contextlib.suppress(LiveReelError):  # while it is started anew
+            self._metrics.take_state(await self._engine.state(), self.viewers)

@@ -86,7 +86,7 @@ function created(message) {
   const back = live.created !== null && message.session_id === live.created.session_id;
   live.created = message;
   live.player.fps = message.fps;
-  if (back) live.player.restart();
+  if (back) live.player.resume();
   const watching = message.resume_token === null;
   if (!watching) sessionStorage.setItem("resume", message.resume_token);
   $("stage").style.setProperty("--aspect", Math.min(2.4, Math.max(1, message.width / message.height)));

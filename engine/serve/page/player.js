@@ -29,6 +29,7 @@ class CodecPlayer extends EventTarget {
 
   open() {
     this.known = new Map();
+    this.count = 0;
     this.sps = null;
     this.base = null;
     this.timers = new Set();
@@ -45,6 +46,9 @@ class CodecPlayer extends EventTarget {
     this.open();
   }
 
+  // Go on behind a cut: what is decoded already will still be shown.
+  resume() {}
+
   get backlog() {
     return this.decoder.state === "configured" ? this.decoder.decodeQueueSize : 0;
   }
@@ -59,8 +63,9 @@ class CodecPlayer extends EventTarget {
       }
     }
     if (this.decoder.state !== "configured") return;
-    this.known.set(packet.frame, packet);
-    this.decoder.decode(new EncodedVideoChunk({ type: key ? "key" : "delta", timestamp: packet.frame, data: packet.data }));
+    const timestamp = this.count++;
+    this.known.set(timestamp, packet);
+    this.decoder.decode(new EncodedVideoChunk({ type: key ? "key" : "delta", timestamp, data: packet.data }));
   }
 
   got(picture) {
@@ -117,6 +122,10 @@ class SourcePlayer extends EventTarget {
   restart() {
     URL.revokeObjectURL(this.element.src);
     this.open();
+  }
+
+  resume() {
+    this.restart();
   }
 
   get backlog() {
