@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from ..registry import layout_of
 MAX_LORAS = 64
 MAX_STRENGTH = 100.0
 Strengths = Mapping[str, float]
-NONE: Strengths = MappingProxyType({})
 
 
 class Loras:
@@ -30,7 +28,7 @@ class Loras:
         self._modules, self._changed = modules, changed
         self._known: dict[str, Lora] = {}
         self._base: dict[str, Tensor] = {}
-        self.active: Strengths = NONE
+        self._active: Strengths | None = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,29 +73,33 @@ class Loras:
                     f"-{MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
                 )
 
-    @torch.no_grad()
     def use(self, wanted: Strengths) -> bool:
         """Have these in the weights, by their strengths, and no others; gives whether weights
         changed. Raises `InputError` as `check` does, and nothing has changed then."""
-        wanted = {name: float(strength) for name, strength in wanted.items() if strength}
         self.check(wanted)
-        if wanted == self.active:
+        wanted = {name: float(strength) for name, strength in wanted.items() if strength}
+        if wanted == self._active:
             return False
-        touched = {layer for name in wanted for layer in self._known[name]}
-        for layer in sorted(touched | set(self._base)):
-            weight = self._modules.get_parameter(f"{layer}.weight")
-            base = self._base.get(layer)
-            if base is None:
-                base = self._base[layer] = weight.detach().to("cpu", copy=True)
-            now = base.to(weight.device, torch.float32, copy=True)
-            for name, strength in wanted.items():
-                if layer in self._known[name]:
-                    now += strength * self._known[name][layer].change(weight.device)
-            self._put(layer, now.to(weight.dtype) if layer in touched else base)
-            if layer not in touched:
-                del self._base[layer]
-        self.active = MappingProxyType(wanted)
+        self._active = None  # until all is done: what fails on the way is done again
+        with torch.inference_mode(False), torch.no_grad():
+            touched = {layer for name in wanted for layer in self._known[name]}
+            for layer in sorted(touched | set(self._base)):
+                weight = self._modules.get_parameter(f"{layer}.weight")
+                # What `_put` replaces on a CPU stays as it is; what it writes over is copied.
+                base = self._base.get(layer)
+                if base is None:
+                    base = self._base[layer] = weight.detach().cpu()
+                if layer not in touched:
+                    self._put(layer, base)
+                    del self._base[layer]
+                    continue
+                now = base.to(weight.device, torch.float32, copy=True)
+                for name, strength in wanted.items():
+                    if layer in self._known[name]:
+                        now += strength * self._known[name][layer].change(weight.device)
+                self._put(layer, now.to(weight.dtype))
         self._changed()
+        self._active = wanted
         return True
 
     def _put(self, layer: str, values: Tensor) -> None:

@@ -105,6 +105,25 @@ def test_taken_out_they_leave_no_trace(tiny_folder: Path, tmp_path: Path, dtype:
     assert all(torch.equal(x, before[name]) for name, x in weights(engine).items())
 
 
+def test_a_change_that_fails_is_made_again(tuned: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = weights(tuned)
+    assert tuned.loras is not None
+    with monkeypatch.context() as patch:
+        put, done = tuned.loras._put, []
+
+        def fail_at_the_second(*given: Any) -> None:
+            done.append(given)
+            if len(done) == 2:
+                raise MemoryError
+            put(*given)
+
+        patch.setattr(tuned.loras, "_put", fail_at_the_second)
+        with pytest.raises(MemoryError):
+            tuned.loras.use({"one": 1.0})
+    assert tuned.loras.use({})
+    assert all(torch.equal(x, before[name]) for name, x in weights(tuned).items())
+
+
 def test_they_change_at_a_chunk_s_edge(tuned: Engine) -> None:
     plain, other = tuned.open(PROMPT, seed=1), tuned.open(PROMPT, seed=1, loras={"one": 1.0})
     expected, changed = take(plain, 2), take(other, 2)
