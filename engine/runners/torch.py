@@ -182,7 +182,12 @@ class TorchRunner:
         return f"{road}, tiny" if isinstance(self.vae, TinyVAE) else road
 
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
-        """The streaming loop over this model, for pictures of `width` x `height` pixels."""
+        """The streaming loop over this model, for pictures of `width` x `height` pixels.
+
+        Raises `InputError` for a DiT that is shown pictures in each pass, which no stream has.
+        """
+        if self.transformer.condition_channels:
+            raise InputError("this model starts from pictures: it makes whole clips, not streams")
         factor = self.vae.spatial_factor
         return StreamSampler(
             denoiser=self.denoiser,

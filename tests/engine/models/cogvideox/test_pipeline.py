@@ -170,6 +170,9 @@ def test_a_clip_from_a_picture_equals_the_pipeline_s(
     assert np.abs(video.frames / 255.0 - wanted).max() <= 0.5 / 255 + 1e-4
     with pytest.raises(InputError, match="starts from a picture"):
         engine.generate(PROMPT, **options)
+    (folder / "livereel.json").write_text(json.dumps(RECIPE))
+    with pytest.raises(InputError, match="it makes whole clips, not streams"):
+        Engine.load(folder, device="cpu", dtype="float32").open(PROMPT)
 
 
 @pytest.fixture(scope="module")
