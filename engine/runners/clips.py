@@ -72,7 +72,8 @@ def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: boo
             raise InputError("this model wants a first and a last picture: give it a last_image")
         return
     factor = runner.vae.temporal_factor
-    if not dit.condition_channels or (dit.image_width is not None and dit.images != 2):
+    one = dit.images == 1 or (dit.image_width is not None and dit.images != 2)
+    if not dit.condition_channels or one:
         raise InputError("this model knows no last picture; leave the last_image out")
     if request.frames == 1 or (request.frames - 1) % factor:
         near = max(1, (request.frames - 1) // factor) * factor + 1

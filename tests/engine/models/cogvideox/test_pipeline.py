@@ -170,6 +170,8 @@ def test_a_clip_from_a_picture_equals_the_pipeline_s(
     assert np.abs(video.frames / 255.0 - wanted).max() <= 0.5 / 255 + 1e-4
     with pytest.raises(InputError, match="starts from a picture"):
         engine.generate(PROMPT, **options)
+    with pytest.raises(InputError, match="knows no last picture"):
+        engine.generate(PROMPT, image=picture, last_image=picture, **options)
     (folder / "livereel.json").write_text(json.dumps(RECIPE))
     with pytest.raises(InputError, match="it makes whole clips, not streams"):
         Engine.load(folder, device="cpu", dtype="float32").open(PROMPT)
