@@ -22,6 +22,7 @@ CLASSES: dict[str, str] = {
     ),
     "AutoencoderKLCogVideoX": "livereel.engine.models.cogvideox.vae:CogVideoXVAE",
     "CLIPVisionModel": "livereel.engine.models.clip.vision:CLIPVision",
+    "CLIPVisionModelWithProjection": "livereel.engine.models.clip.vision:CLIPVisionProjected",
     "UMT5EncoderModel": "livereel.engine.text.encoder:UMT5Encoder",
     "T5EncoderModel": "livereel.engine.text.encoder:T5Encoder",
 }

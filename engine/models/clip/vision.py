@@ -9,7 +9,7 @@ Shapes: N pictures, H W space, M tokens (patches and one for the whole), D width
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ...types import Frames
 
 _MOST = {"hidden_size": 8192, "intermediate_size": 65536, "num_hidden_layers": 128,
-         "num_attention_heads": 256, "image_size": 1024, "patch_size": 256}  # fmt: skip
+         "num_attention_heads": 256, "image_size": 1024, "patch_size": 256,
+         "projection_dim": 65536}  # fmt: skip
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_SIDE, _MAX_ASPECT = 2048, 16
@@ -43,20 +44,37 @@ class CLIPVision:
     @staticmethod
     def from_config(values: Mapping[str, Any]) -> CLIPVisionModel:
         """Build from a transformers `config.json`; `CheckpointError` when that describes none."""
-        from transformers import CLIPVisionConfig, CLIPVisionModel
+        from transformers import CLIPVisionModel
 
-        for name, most in _MOST.items():
-            if name in values:
-                check_whole(name, values[name], most)
-        try:
-            model = CLIPVisionModel(CLIPVisionConfig.from_dict(dict(values)))
-        except Exception as error:  # whatever the library makes of a config that it did not write
-            raise CheckpointError(f"no CLIPVisionModel can be built: {error}") from error
-        for module in model.modules():
-            if "position_ids" in module._buffers:  # no file has these
-                count = cast(int, module.num_positions)
-                module.position_ids = torch.arange(count, device="cpu").unsqueeze(0)
-        return model
+        return cast("CLIPVisionModel", _built(CLIPVisionModel, values))
+
+
+class CLIPVisionProjected:
+    """The same for `CLIPVisionModelWithProjection`, whose projection is of no use here."""
+
+    @staticmethod
+    def from_config(values: Mapping[str, Any]) -> nn.Module:
+        """See `CLIPVision.from_config`."""
+        from transformers import CLIPVisionModelWithProjection
+
+        return _built(CLIPVisionModelWithProjection, values)
+
+
+def _built(kind: Callable[[Any], Any], values: Mapping[str, Any]) -> nn.Module:
+    from transformers import CLIPVisionConfig
+
+    for name, most in _MOST.items():
+        if name in values:
+            check_whole(name, values[name], most)
+    try:
+        model: nn.Module = kind(CLIPVisionConfig.from_dict(dict(values)))
+    except Exception as error:  # whatever the library makes of a config that it did not write
+        raise CheckpointError(f"no CLIP vision tower can be built: {error}") from error
+    for module in model.modules():
+        if "position_ids" in module._buffers:  # no file has these
+            count = cast(int, module.num_positions)
+            module.position_ids = torch.arange(count, device="cpu").unsqueeze(0)
+    return model
 
 
 @dataclass(frozen=True)

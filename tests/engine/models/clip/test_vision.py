@@ -19,24 +19,27 @@ TOWER = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_atten
 PROCESSING = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 
 
-def save(folder: Path, **processing: Any) -> Path:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+def save(folder: Path, kind: str = "CLIPVisionModel", **processing: Any) -> Path:
+    import transformers
 
     torch.manual_seed(0)
-    CLIPVisionModel(CLIPVisionConfig(**TOWER)).save_pretrained(folder / "image_encoder")
+    config = transformers.CLIPVisionConfig(**TOWER, projection_dim=6)
+    getattr(transformers, kind)(config).save_pretrained(folder / "image_encoder")
     (folder / "image_processor").mkdir()
     values = json.dumps(PROCESSING | processing)
     (folder / "image_processor" / "preprocessor_config.json").write_text(values)
-    index = {"image_encoder": ["transformers", "CLIPVisionModel"]}
+    index = {"image_encoder": ["transformers", kind]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
+@pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
 @pytest.mark.parametrize("size", [(40, 64), (64, 40), (28, 28), (31, 29)])
-def test_tokens_equal_transformers(tmp_path: Path, size: tuple[int, int]) -> None:
-    from transformers import CLIPImageProcessor, CLIPVisionModel
+def test_tokens_equal_transformers(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
+    import transformers
+    from transformers import CLIPImageProcessor
 
-    folder = save(tmp_path)
+    folder = save(tmp_path, kind)
     pictures = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     ours = ImageEncoder.load(open_folder(folder), device="cpu", dtype=torch.float32)
     processor = CLIPImageProcessor(**PROCESSING)
@@ -45,7 +48,7 @@ def test_tokens_equal_transformers(tmp_path: Path, size: tuple[int, int]) -> Non
         torch.stack([ours.preprocessing(picture) for picture in pictures]), values, rtol=0,
         atol=1e-5,
     )  # fmt: skip
-    tower = CLIPVisionModel.from_pretrained(folder / "image_encoder").eval()
+    tower = getattr(transformers, kind).from_pretrained(folder / "image_encoder").eval()
     with torch.no_grad():
         expected = tower(values, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(ours.encode(pictures), expected, rtol=1e-4, atol=1e-4)
