@@ -128,9 +128,7 @@ class Manifest:
             "manifest": VERSION,
             "format": self.format,
             "chips": list(self.chips),
-            "model": {
-                "name": self.name, "family": self.family, "fingerprint": self.fingerprint,
-            },
+            "model": {"name": self.name, "family": self.family, "fingerprint": self.fingerprint},
             "versions": dict(self.versions),
             "dtype": self.dtype,
             "stream": self.stream.to_dict(),
@@ -249,9 +247,6 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-# Reading
-
-
 class _BadValue(Exception):
     """A value that cannot be used, told in half a sentence."""
 
@@ -293,7 +288,7 @@ def _read(values: Mapping[str, Any]) -> Manifest:
             _text(name, "a name in versions"): _text(version, f"versions.{name:.40}")
             for name, version in _object(top["versions"], "versions").items()
         },
-        dtype=_dtype(top["dtype"], "dtype"),
+        dtype=_dtype(top["dtype"], "dtype", floats=True),
         stream=stream,
         latent=_latent(top["latent"]),
         graphs={
@@ -319,10 +314,7 @@ def _latent(value: object) -> Latent:
     scale: dict[str, tuple[float, ...]] = {}
     for name in ("mean", "std"):
         entries = _list(found[name], f"latent.{name}")
-        real = all(
-            isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
-            for x in entries
-        )
+        real = all(type(x) in (int, float) and math.isfinite(x) for x in entries)
         if not real or len(entries) != numbers["channels"]:
             raise _BadValue(f"latent.{name} must be {numbers['channels']} numbers")
         scale[name] = tuple(float(x) for x in entries)
@@ -395,9 +387,10 @@ def _match(pattern: re.Pattern[str], value: object, name: str) -> str:
     return value
 
 
-def _dtype(value: object, name: str) -> str:
-    if not isinstance(value, str) or value not in DTYPE_BYTES:
-        raise _BadValue(f"{name} must be one of {', '.join(DTYPE_BYTES)}, got {value!r:.40}")
+def _dtype(value: object, name: str, *, floats: bool = False) -> str:
+    known = [dtype for dtype in DTYPE_BYTES if "float" in dtype or not floats]
+    if not isinstance(value, str) or value not in known:
+        raise _BadValue(f"{name} must be one of {', '.join(known)}, got {value!r:.40}")
     return value
 
 

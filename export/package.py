@@ -10,10 +10,12 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 import livereel.engine
 from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.checkpoint.save import new_folder
-from livereel.engine.errors import InputError, ResourceError
+from livereel.engine.errors import InputError
 from livereel.engine.package import Manifest, fingerprint, finish, open_package
 from livereel.engine.runners.graphs import DTYPES
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from .steps import Step
 
-WRITERS = {
+WRITERS: dict[Format, str] = {
     "onnx": ".onnx:OnnxWriter",
     "tensorrt": ".onnx:OnnxWriter",
     "tensorrt-rtx": ".tensorrt:RTXWriter",
@@ -156,7 +158,7 @@ def _compare(
     plan: Plan, part: str, steps: Mapping[str, Step], graphs: Mapping[str, Graph], writer: Writer
 ) -> dict[tuple[str, str], float]:
     """Differences from torch; none where this machine's CPU cannot run the dtype."""
-    if str(plan.dtype) != "torch.float32":
+    if plan.dtype != torch.float32:
         return {}
     loaded = {name: writer.load(graph) for name, graph in graphs.items()}
     return lint.errors(plan, part, steps, loaded)
@@ -197,9 +199,7 @@ def _describe(plan: Plan, format: Format, writer: Writer, graphs: dict[str, Grap
     )
 
 
-def _writer(format: str, folder: Path, targets: tuple[str, ...] = ()) -> Writer:
-    if format not in WRITERS:
-        raise ResourceError(f"this build cannot export to {format}")
+def _writer(format: Format, folder: Path, targets: tuple[str, ...] = ()) -> Writer:
     module, _, name = WRITERS[format].partition(":")
     options = {"targets": targets} if targets else {}
     writer: Writer = getattr(import_module(module, __package__), name)(folder, **options)

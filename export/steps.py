@@ -9,11 +9,13 @@ tokens, n tokens a latent frame, S latent frames of the past, h heads, d head wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -241,11 +243,11 @@ class Plan:
         outputs, first, later = ("flow", "k", "v"), stream.first_chunk_latents, stream.chunk_latents
         alone = DenoiseFirst(model.step(0, first, *size), first)
         yield "denoise_first", Step(alone.eval(), inputs(first), outputs, "transformer")
-        past = zeros(layers, latent.past, tokens, heads, head_dim)
+        past = (layers, latent.past, tokens, heads, head_dim)
         full = {
             **inputs(later),
-            "past_k": past,
-            "past_v": past.clone(),
+            "past_k": _lazy_zeros(past, self.dtype),
+            "past_v": _lazy_zeros(past, self.dtype),
             "positions": torch.arange(latent.past + later),
         }
         module = model.step(latent.past, later, *size)
@@ -269,6 +271,13 @@ class Plan:
     def _described(self, name: str) -> nn.Module:
         part = self.folder.component(name)
         return build(part.class_name, part.config, part.path / "config.json")
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take up no memory until they are read, which tracing does not do: the past of a
+    large model is as large as its weights."""
+    content = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(content).view(dtype).reshape(shape)
 
 
 def with_state(

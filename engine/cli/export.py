@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import memory
-from ..errors import InputError, ResourceError
+from ..errors import InputError
 from . import arguments
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def run(options: argparse.Namespace) -> int:
     targets = () if options.target is None else tuple(options.target.split(","))
     if targets and options.format != "tensorrt-rtx":
         raise InputError("--target is for --format tensorrt-rtx, whose engines are built ahead")
-    try:
-        from livereel.export import package
-    except ImportError as error:
-        raise ResourceError(f"export needs {error.name}: pip install 'livereel[export]'") from error
+
+    from livereel.export import package
 
     start = time.perf_counter()
     plan = package.plan_export(

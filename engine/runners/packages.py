@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, ResourceError
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..package import Package
@@ -30,8 +30,6 @@ def load_package(
             f"{package.path} was exported in {manifest.dtype}, not in {dtype}; "
             f"livereel export --dtype writes one that is"
         )
-    if manifest.format not in RUNNERS:
-        raise ResourceError(f"{package.path}: this build has no runner for {manifest.format}")
     options = {}
     if provider != "auto":
         if manifest.format != "onnx":

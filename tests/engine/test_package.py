@@ -110,7 +110,7 @@ def test_a_file_that_was_changed_is_named(package: Path, content: bytes | None) 
         ("chips", "any", "chips must be a list"),
         ("model/fingerprint", "../..", "model.fingerprint cannot be"),
         ("model/colour", "red", "model has an unknown 'colour'"),
-        ("dtype", "int4", "dtype must be one of"),
+        ("dtype", "int64", "dtype must be one of float32, float16, bfloat16, got"),
         ("stream/window", 0, "stream: window must be"),
         ("seed", "mersenne", "seed must be"),
         ("latent/channels", 1.5, r"latent\.channels must be a whole number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_models_of_whole_clips_are_refused(
 ) -> None:
     assert main(["export", "--model", str(clip_folder), "-o", str(tmp_path / "package")]) == 2
     assert "only models that stream are exported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["onnx_ir", "onnxscript"])
+def test_a_missing_library_is_told(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, module: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["export", "--model", str(tiny_folder), "-o", str(tmp_path / "package")]) == 2
+    assert f"export needs {module}: pip install 'livereel[export]'" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_lint_prints_every_outputs_difference(
