@@ -3,7 +3,7 @@
 import { CATCH_UP, KEYFRAME } from "./protocol.js";
 import { codecOf, fragment, initSegment, same, TIMESCALE, toSample, units } from "./mp4.js";
 
-const MOST_EARLY_MS = 300;
+const MOST_OFF_MS = 300;
 const CREEP_MS = 1;
 
 export async function makePlayer(elements, wanted) {
@@ -72,11 +72,12 @@ class CodecPlayer extends EventTarget {
     const packet = this.known.get(picture.timestamp);
     this.known.delete(picture.timestamp);
     if (!packet || packet.flags & CATCH_UP) { picture.close(); return; }
-    // Frames are shown as evenly as they were made; one that is late puts off those behind it.
+    // Frames are shown as evenly as they were made, at the price of a few milliseconds: one that is
+    // late puts off those behind it, by a part of that, and they catch up little by little.
     const now = performance.now(), pts = packet.pts / 1000;
-    if (this.base === null || now > this.base + pts || this.base + pts - now > MOST_EARLY_MS) this.base = now - pts;
+    if (this.base === null || Math.abs(this.base + pts - now) > MOST_OFF_MS) this.base = now - pts;
     const wait = this.base + pts - now;
-    this.base -= CREEP_MS;
+    this.base -= wait < 0 ? wait / 4 : CREEP_MS;
     if (wait < 2) { this.draw(picture, packet); return; }
     const timer = setTimeout(() => { this.timers.delete(timer); this.draw(picture, packet); }, wait);
     this.timers.add(timer);
