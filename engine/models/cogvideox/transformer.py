@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,8 +260,6 @@ class FinalNorm(nn.Module):
 
 class CogVideoXTransformer(nn.Module):
     """Predicts velocity from noisy latents, a timestep on 0..999 and text."""
-
-    keep_in_fp32: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CogVideoXTransformerConfig) -> None:
         super().__init__()

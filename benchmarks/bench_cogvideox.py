@@ -1,0 +1,133 @@
+"""CogVideoX's VAE with random weights on a GPU: 49 frames decoded, beside diffusers in turns.
+
+    python -m livereel.benchmarks.bench_cogvideox [--rounds 5] [--size 720x480] [--json FILE]
+
+All roads decode the same latents in the same chunks, 3, 2, 2, ...; weights are drawn on the device,
+so nothing is read from disk. diffusers is measured as it comes, and once more with its convolutions
+channels last; where it is not installed it is left out. This has not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from livereel.engine.layers.layout import channels_last
+from livereel.engine.models.cogvideox.config import CogVideoXVAEConfig
+from livereel.engine.models.cogvideox.vae import CogVideoXVAE
+
+from .harness import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGES = ("livereel", "torch", "triton", "diffusers")
+REPO = Path(__file__).resolve().parents[1]
+LATENTS = 13
+
+
+def build(device: torch.device, dtype: torch.dtype) -> CogVideoXVAE:
+    """The published VAE's layout, with weights of a trained model's size."""
+    with torch.device("meta"):
+        vae = CogVideoXVAE(CogVideoXVAEConfig())
+    vae.to_empty(device=device).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    for p in vae.parameters():
+        p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
+        p.data = p.data.to(dtype)
+    return vae
+
+
+def peers(vae: CogVideoXVAE) -> dict[str, Callable[[Tensor], Tensor]]:
+    """diffusers' decoders with the same weights."""
+    if find_spec("diffusers") is None:
+        return {}
+    from diffusers import AutoencoderKLCogVideoX
+
+    def load() -> Any:
+        with torch.device("meta"):
+            model = AutoencoderKLCogVideoX()
+        model.load_state_dict(vae.state_dict(), assign=True)
+        return model.eval().requires_grad_(False)
+
+    plain, last = load(), load()
+    last.load_state_dict({k: v.clone() for k, v in vae.state_dict().items()}, assign=True)
+    channels_last(last)
+    return {
+        "diffusers": lambda z: plain.decode(z).sample,
+        "diffusers, channels last": lambda z: (
+            last.decode(z.contiguous(memory_format=torch.channels_last_3d)).sample
+        ),
+    }
+
+
+def measure(decode: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[float, int]:
+    """Milliseconds of one decoding, and the most memory held beside what was held before."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    decode(latents)
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end), torch.cuda.max_memory_allocated() - before
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and, if asked, write. Returns the exit code."""
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="bench_cogvideox", description=summary)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", default="720x480", metavar="WIDTHxHEIGHT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_cogvideox runs on a CUDA device, and torch sees none here")
+    width, height = (int(side) // 8 for side in options.size.split("x"))
+    device, dtype = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
+    vae = build(device, dtype)
+    fused = vae.fused()
+    roads: dict[str, Callable[[Tensor], Tensor]] = {
+        "triton": lambda z: fused.decode(z)[0],
+        "reference": lambda z: vae.decode(z)[0],
+        **peers(vae),
+    }
+    latents = torch.randn(1, vae.channels, LATENTS, height, width, device=device, dtype=dtype)
+    results: dict[str, list[tuple[float, int]]] = {name: [] for name in roads}
+    for turn in range(options.rounds + 1):
+        for name, decode in roads.items():
+            figure = measure(decode, latents)
+            if turn:  # the first one compiles and tunes
+                results[name].append(figure)
+    report = {
+        name: {"ms": [ms for ms, _ in figures], "peak_bytes": max(peak for _, peak in figures)}
+        for name, figures in results.items()
+    }
+    for name, figures in results.items():
+        ms = statistics.median(ms for ms, _ in figures)
+        print(f"{name:26}{ms:8.1f} ms  {report[name]['peak_bytes'] / 1e9:6.1f} GB")
+    if options.json is not None:
+        environment = Environment.capture(
+            threads=torch.get_num_threads(), packages=PACKAGES, repo=REPO
+        )
+        written = {
+            "size": options.size,
+            "roads": report,
+            "environment": dataclasses.asdict(environment),
+        }
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
