@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -163,13 +163,13 @@ def build_engine(trt: Any, file: Path, chips: Sequence[str] = ()) -> bytes:
     return bytes(plan)
 
 
-def cached(key: Mapping[str, str], make: Any) -> bytes:
+def cached(key: Mapping[str, str], make: Callable[[], bytes]) -> bytes:
     """What `make` gives, kept in a file that is named after `key`."""
     name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder() / f"{name}.engine"
     with contextlib.suppress(OSError):
         return path.read_bytes()
-    made: bytes = make()
+    made = make()
     write_atomically(path, made)
     return made
 
