@@ -14,6 +14,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +52,11 @@ def peers(vae: CogVideoXVAE) -> dict[str, Callable[[Tensor], Tensor]]:
     """diffusers' decoders with the same weights."""
     if find_spec("diffusers") is None:
         return {}
-    from diffusers import AutoencoderKLCogVideoX
+    diffusers: Any = import_module("diffusers")
 
     def load() -> Any:
         with torch.device("meta"):
-            model = AutoencoderKLCogVideoX()
+            model = diffusers.AutoencoderKLCogVideoX()
         model.load_state_dict(vae.state_dict(), assign=True)
         return model.eval().requires_grad_(False)
 
