@@ -38,6 +38,8 @@ MANIFEST = "manifest.json"
 VERSION = 1
 SEED_RULE = "philox4x32-10 normal(seed, chunk, step)"
 """Names `livereel.engine.sampling.noise.normal`, whose arithmetic `csrc/philox.h` writes down."""
+NEGATIVE = "negative.safetensors"
+"""In aoti packages that are guided: the empty prompt's embedding, `text`, fp32 `[L, D]`."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 _MANIFEST_BYTES = 4 << 20

@@ -11,13 +11,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from safetensors.torch import save_file
 
 import livereel.engine
 from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.checkpoint.save import new_folder
 from livereel.engine.errors import InputError
-from livereel.engine.package import Manifest, fingerprint, finish, open_package
-from livereel.engine.runners.graphs import DTYPES
+from livereel.engine.package import NEGATIVE, Manifest, fingerprint, finish, open_package
+from livereel.engine.runners.graphs import DTYPES, text_encoder
 
 from . import lint
 from .steps import Plan
@@ -126,7 +127,10 @@ def write_package(
         checked = _judge(draft, format, graphs, found)
         if checked.wrong:
             raise InputError(f"the export failed its check: {checked.wrong[0]}")
-        finish(draft, _describe(plan, format, writer, graphs))
+        manifest = _describe(plan, format, writer, graphs)
+        if format == "aoti" and plan.stream.guidance_scale > 1:
+            _write_negative(draft, manifest, writer.load(graphs["text_encode"]))
+        finish(draft, manifest)
     return checked
 
 
@@ -204,6 +208,13 @@ def _writer(format: Format, folder: Path, targets: tuple[str, ...] = ()) -> Writ
     options = {"targets": targets} if targets else {}
     writer: Writer = getattr(import_module(module, __package__), name)(folder, **options)
     return writer
+
+
+def _write_negative(folder: Path, manifest: Manifest, graph: StepGraph) -> None:
+    """The embedding that guidance moves away from, for runtimes that read no text."""
+    encoder = text_encoder(folder, manifest, graph, torch.device("cpu"))
+    text = encoder.encode([""], manifest.stream.max_sequence_length)[0]
+    save_file({"text": text.float().contiguous()}, folder / NEGATIVE)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -88,6 +88,7 @@ Recipe read_recipe(const Json& json) {
       .context_noise = json.at("context_noise").number("context_noise"),
       .solver = json.at("solver").text("solver"),
       .fps = json.at("fps").number("fps"),
+      .guidance_scale = json.at("guidance_scale").number("guidance_scale"),
       .max_sequence_length = whole("max_sequence_length", 1, 4096),
       .width = whole("width", 8, 8192),
       .height = whole("height", 8, 8192),
@@ -110,9 +111,8 @@ Recipe read_recipe(const Json& json) {
   if (recipe.solver != "euler" && recipe.solver != "renoise") {
     throw Error(Status::kVersion, "the solver " + recipe.solver.substr(0, 40) + " is unknown");
   }
-  if (json.at("guidance_scale").number("guidance_scale") > 1) {
-    throw Error(Status::kVersion,
-                "guidance_scale is above 1, and guidance is not part of this runtime");
+  if (!(recipe.guidance_scale >= 0 && recipe.guidance_scale <= 100)) {
+    refuse("guidance_scale must be from 0 to 100");
   }
   return recipe;
 }

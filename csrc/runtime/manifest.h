@@ -40,6 +40,7 @@ struct Recipe {
   double context_noise;
   std::string solver;  // "euler" or "renoise"
   double fps;
+  double guidance_scale;  // above 1: flow is guided away from the empty prompt's
   std::int64_t max_sequence_length;
   std::int64_t width;
   std::int64_t height;

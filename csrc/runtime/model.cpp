@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -87,6 +88,15 @@ void Model::check_graphs() const {
   if (frame > kMaxState / window_.slots()) {
     throw Error(Status::kMemory, "the stream's window is larger than any machine's memory");
   }
+}
+
+std::optional<std::filesystem::path> Model::negative() const {
+  if (manifest().stream.guidance_scale <= 1) return std::nullopt;
+  if (!manifest().files.contains(kNegative)) {
+    throw Error(Status::kPackage, "the package lacks " + std::string(kNegative) +
+                                      ", which guidance needs: export it anew");
+  }
+  return package_.folder / kNegative;
 }
 
 const Graph& Model::graph(std::string_view name) const {
@@ -223,14 +233,20 @@ at::Tensor Model::noise(const State& state, std::uint32_t step, std::int64_t cou
   return noise;
 }
 
-at::Tensor Model::sample(State& state, const TextKV& text) const {
+at::Tensor Model::sample(State& state, const TextKV& text,
+                         const std::optional<TextKV>& negative) const {
   if (state.chunk >= kMaxChunks) throw Error(Status::kInternal, "the stream has come to its end");
   const std::int64_t count = chunk_size(state.chunk);
   const Solver solver(manifest().stream, state.steps);
   const Pass pass = at(state, state.latent, count, text);
+  const Pass away = negative ? at(state, state.latent, count, *negative) : Pass();
   at::Tensor x = noise(state, 0, count);
   for (std::size_t i = 0; i < solver.steps(); ++i) {
-    const at::Tensor flow = pass(x, solver.timestep(i))[0];
+    at::Tensor flow = pass(x, solver.timestep(i))[0];
+    if (away) {
+      const at::Tensor other = away(x, solver.timestep(i))[0];
+      flow = other + (flow - other).mul(manifest().stream.guidance_scale);
+    }
     at::Tensor fresh;
     if (solver.takes_noise(i)) fresh = noise(state, static_cast<std::uint32_t>(i) + 1, count);
     x = solver.step(flow, x, i, fresh);

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,10 @@ class Model {
 
   [[nodiscard]] const Manifest& manifest() const noexcept { return package_.manifest; }
 
+  // The file with the embedding of the prompt that flow is guided away from, if it is. Throws
+  // Error(kPackage) where the package lacks it.
+  [[nodiscard]] std::optional<std::filesystem::path> negative() const;
+
   // A prompt's embedding [tokens, width] as graphs take it, [1, L, D], zeros behind it. Throws
   // Error(kArgument) for more tokens than L, none, or another width.
   [[nodiscard]] at::Tensor text(const float* values, std::int64_t tokens, std::int64_t width) const;
@@ -47,8 +52,10 @@ class Model {
   // Runs the cache pass that the chunk before left open, under the prompt it was made with.
   void remember(State& state, const TextKV& text) const;
 
-  // Makes the next chunk's clean latents [1, C, T, H, W] and takes them into the state.
-  [[nodiscard]] at::Tensor sample(State& state, const TextKV& text) const;
+  // Makes the next chunk's clean latents [1, C, T, H, W] and takes them into the state; with
+  // `negative`, flow is guided away from it (Ho and Salimans 2022).
+  [[nodiscard]] at::Tensor sample(State& state, const TextKV& text,
+                                  const std::optional<TextKV>& negative) const;
 
   // Decodes latents to bytes [F, height, width, 3].
   [[nodiscard]] at::Tensor decode(State& state, const at::Tensor& latents) const;

@@ -8,6 +8,9 @@
 
 namespace livereel {
 
+// Where a package that is guided has the empty prompt's embedding.
+inline constexpr std::string_view kNegative = "negative.safetensors";
+
 struct Package {
   std::filesystem::path folder;
   Manifest manifest;

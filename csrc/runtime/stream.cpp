@@ -64,6 +64,7 @@ class Stream::Impl {
       : model_(package, options.unpack_to), state_(model_.begin(options.seed, options.steps)) {
     state_.text = text(prompt);
     text_kv_ = model_.text_kv(state_.text);
+    negative_ = negative();
   }
 
   Impl(const std::filesystem::path& package, std::span<const std::byte> snapshot,
@@ -72,6 +73,7 @@ class Stream::Impl {
         state_(load_state(snapshot, model_.manifest().fingerprint)) {
     model_.check(state_);
     text_kv_ = model_.text_kv(state_.text);
+    negative_ = negative();
   }
 
   Chunk next() {
@@ -91,7 +93,7 @@ class Stream::Impl {
     Chunk chunk;
     chunk.index = state.chunk;
     chunk.pts = state.pts;
-    const at::Tensor latents = model_.sample(state, text_kv);
+    const at::Tensor latents = model_.sample(state, text_kv, negative_);
     const at::Tensor pixels = model_.decode(state, latents);
     chunk.count = pixels.size(0);
     chunk.height = pixels.size(1);
@@ -129,9 +131,16 @@ class Stream::Impl {
     return model_.text(prompt.values.data(), prompt.tokens, prompt.width);
   }
 
+  [[nodiscard]] std::optional<TextKV> negative() const {
+    const std::optional<std::filesystem::path> file = model_.negative();
+    if (!file) return std::nullopt;
+    return model_.text_kv(text(read_embeds(*file)));
+  }
+
   Model model_;
   State state_;
   TextKV text_kv_;
+  std::optional<TextKV> negative_;
   std::optional<at::Tensor> wanted_;  // a prompt that takes hold at the next chunk's edge
   mutable std::mutex making_;
   mutable std::mutex queue_;

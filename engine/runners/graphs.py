@@ -27,6 +27,8 @@ from ..types import KV, LayerKV
 from .makers import Maker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
     from ..package import Latent, Manifest, Package
@@ -282,6 +284,15 @@ class _TextModel:
         return SimpleNamespace(last_hidden_state=text[:, :length])
 
 
+def text_encoder(
+    folder: Path, manifest: Manifest, graph: StepGraph, device: torch.device
+) -> TextEncoder:
+    """The package's `text_encode` and tokenizer. Raises `CheckpointError` for a tokenizer that
+    cannot be read."""
+    model = _TextModel(manifest, graph, device)
+    return TextEncoder(cast(Any, model), load_tokenizer(folder / "tokenizer"))
+
+
 @dataclass(frozen=True)
 class GraphRunner:
     """A loaded package; a `Runner`."""
@@ -303,13 +314,11 @@ class GraphRunner:
         for name in GRAPHS:
             if name not in graphs:
                 raise CheckpointError(f"{package.path} has no graph {name}: export it anew")
-        model = _TextModel(manifest, graphs["text_encode"], device)
-        tokenizer = load_tokenizer(package.path / "tokenizer")
         return cls(
             manifest=manifest,
             denoiser=GraphDenoiser(manifest, graphs),
             vae=GraphVAE(manifest, graphs),
-            text_encoder=TextEncoder(cast(Any, model), tokenizer),
+            text_encoder=text_encoder(package.path, manifest, graphs["text_encode"], device),
             device=device,
         )
 

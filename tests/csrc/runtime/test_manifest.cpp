@@ -33,7 +33,7 @@ int main() {
   check(Status::kVersion, "philox4x32-10", "philox4x32-7");
   check(Status::kVersion, R"("dtype": "float32")", R"("dtype": "float16")");
   check(Status::kVersion, R"("euler")", R"("unipc")");
-  check(Status::kVersion, R"("guidance_scale": 1.0)", R"("guidance_scale": 5.0)");
+  check(Status::kPackage, R"("guidance_scale": 1.0)", R"("guidance_scale": 500.0)");
   check(Status::kPackage, R"("window": 6)", R"("window": 2)");
   check(Status::kPackage, R"("window": 6)", R"("window": 1e99)");
   check(Status::kPackage, R"("window": 6)", R"("windows": 6)");
