@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figure = measure(decode, latents)
             if turn:  # the first one compiles and tunes
                 results[name].append(figure)
-    report = {
+    report: dict[str, dict[str, Any]] = {
         name: {"ms": [ms for ms, _ in figures], "peak_bytes": max(peak for _, peak in figures)}
         for name, figures in results.items()
     }
