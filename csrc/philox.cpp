@@ -54,6 +54,8 @@ inline float natural_log(float u) {
   const float s = f / (2.0F + f);
   const float z = s * s;
   const float p = z * (2.0F / 3.0F + z * (2.0F / 5.0F + z * (2.0F / 7.0F + z * (2.0F / 9.0F))));
+  // ln 2 in two parts, the first exact in a few bits.
+  // NOLINTNEXTLINE(modernize-use-std-numbers)
   return e * 0.693359375F + (e * -2.12194440e-4F + (s * p + 2.0F * s));
 }
 
