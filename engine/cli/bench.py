@@ -1,49 +1,136 @@
-"""`livereel bench`: how fast the kernels are on this GPU, beside what else computes the same."""
+"""`livereel bench`: what a model takes, how fast it is here, and what became slower."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from ..errors import InputError, ResourceError
 from . import arguments
 
-SUMMARY = "time the kernels on this GPU against torch and the libraries below it"
+SUMMARY = "count a model's work, time it, and compare and report the results"
 EXAMPLES = """\
 examples:
-  livereel bench kernels
+  livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
 
+livereel bench WHAT --help shows the options and examples of one.
+"""
+_COUNT = """\
+What is counted are linear layers, attention and convolutions, two FLOPs for a multiplication and
+its addition, on torch's meta device: no weights and no GPU are needed. GB are what each of them
+reads and writes, all between them fused. A pass is one forward; guidance takes two.
+"""
+_KERNELS = """\
 Each kernel is compared with its reference first; one that is wrong is not timed. Peers are torch,
 torch.compile and a library where there is one; the ratio is over the fastest of them.
 """
 _PREFIX = "bench_"
+_MOST_FRAMES = 10_000
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    parser.add_argument("what", choices=("kernels",), help="what to time")
-    parser.add_argument("ops", nargs="*", metavar="OP", help="kernels to time (default: all)")
-    parser.add_argument(
+    """Add what can be benched, each with its options."""
+    whats = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_count(whats)
+    _add_kernels(whats)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked for. Returns the exit code."""
+    code: int = options.bench(options)
+    return code
+
+
+def _add(whats: Any, name: str, summary: str, epilog: str, job: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = whats.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(bench=job)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="also write every figure as JSON")
+
+
+def _add_count(whats: Any) -> None:
+    parser = _add(whats, "count", "count FLOPs and bytes, without weights", _COUNT, _count)
+    add = parser.add_argument
+    add("--model", default="demo", help="wan2.1-1.3b and the like, or a model folder")
+    add("--size", type=arguments.size, metavar="WxH", help="in pixels (default: the model's)")
+    add("--frames", type=arguments.whole(1, _MOST_FRAMES), help="of the clip")
+    add("--window", type=arguments.whole(1, 4096), help="latent frames a chunk sees, with its own")
+    add("--chunk", type=arguments.whole(1, 64), help="latent frames of a chunk")
+    add("--steps", type=arguments.whole(1, 1000), help="passes over a chunk")
+    add("--dtype", choices=arguments.DTYPES[1:], default="bfloat16")
+    _add_json(parser)
+
+
+def _count(options: argparse.Namespace) -> int:
+    path = _json_path(options)
+    from livereel.benchmarks import models
+
+    model = models.find(options.model)
+    chunk = options.chunk or model.stream.chunk_latents
+    stream = dataclasses.replace(
+        model.stream,
+        chunk_latents=chunk,
+        first_chunk_latents=min(chunk, model.stream.first_chunk_latents),
+        window=options.window or model.stream.window,
+    )
+    size = options.size or (stream.width, stream.height)
+    steps = options.steps or len(stream.timesteps)
+    frames = options.frames or model.frames
+
+    import torch
+
+    from livereel.benchmarks.count import count
+
+    dtype = getattr(torch, options.dtype)
+    found = count(model, size=size, frames=frames, stream=stream, steps=steps, dtype=dtype)
+    print(
+        f"{options.model}, {size[0]}x{size[1]}, {options.dtype}; chunks of {stream.chunk_latents} "
+        f"latent frames, window {stream.window}\n{found}"
+    )
+    if path is not None:
+        said = {"model": options.model, "size": size, "dtype": options.dtype}
+        said |= {"stream": stream.to_dict(), **dataclasses.asdict(found)}
+        path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _add_kernels(whats: Any) -> None:
+    summary = "time the kernels on this GPU against torch and the libraries below it"
+    parser = _add(whats, "kernels", summary, _KERNELS, _kernels)
+    add = parser.add_argument
+    add("ops", nargs="*", metavar="OP", help="kernels to time (default: all)")
+    add(
         "--rounds",
         type=arguments.whole(1, 10_000),
         default=30,
         help="runs of each contender (default: 30)",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write every figure as JSON")
+    _add_json(parser)
 
 
-def run(options: argparse.Namespace) -> int:
+def _kernels(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code: 1 when a kernel's result was wrong."""
     known = _known()
     for op in options.ops:
         if op not in known:
             raise InputError(f"unknown kernel {op!r}; known are {', '.join(known)}")
-    path = None if options.json is None else Path(options.json)
-    if path is not None:
-        arguments.check_file(path)
+    path = _json_path(options)
 
     from livereel.benchmarks.kernels import harness
 
@@ -63,3 +150,12 @@ def _known() -> list[str]:
 
     names = (module.name for module in iter_modules(kernels.__path__))
     return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
+
+
+def _json_path(options: argparse.Namespace) -> Path | None:
+    """Where `--json` goes, which can be written to."""
+    if options.json is None:
+        return None
+    path = Path(options.json)
+    arguments.check_file(path)
+    return path

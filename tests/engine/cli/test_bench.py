@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,26 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == (
         "livereel: kernel benchmarks run on a CUDA device, and torch sees none here\n"
     )
+
+
+def test_count_says_what_the_demo_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "count.json"
+    options = f"--frames 9 --window 9 --steps 3 --json {path}"
+    assert cli.main(["bench", "count", *options.split()]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("demo, ") and "window 9" in out and "3 DiT pass" in out
+    said = json.loads(path.read_text())
+    assert (said["frames"], said["latents"], said["chunk"][0]["times"]) == (9, 3, 3)
+    assert said["clip"][0]["work"]["flops"]["linear"] > 0
+
+
+def test_count_tells_mistakes_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, said in (
+        ("--model wan9", "unknown model 'wan9'"),
+        ("--size 17x16", "size 17x16 does not fit"),
+        ("--chunk 64", "window counts the chunk itself"),
+        ("--dtype int8", "--dtype"),
+    ):
+        assert cli.main(["bench", "count", *options.split()]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1

@@ -66,7 +66,7 @@ def test_options_stay_as_they_are() -> None:
         "--dtype --format --help --lint --model --out --size --target --window"
     )
     assert options["tune"] == ["--help", "--output", "--rounds"]
-    assert options["bench"] == ["--help", "--json", "--rounds"]
+    assert options["bench"] == ["--help"]
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
