@@ -18,6 +18,7 @@ EXAMPLES = """\
 examples:
   livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
+  livereel bench compare before.json after.json
 
 livereel bench WHAT --help shows the options and examples of one.
 """
@@ -30,6 +31,11 @@ _KERNELS = """\
 Each kernel is compared with its reference first; one that is wrong is not timed. Peers are torch,
 torch.compile and a library where there is one; the ratio is over the fastest of them.
 """
+_COMPARE = """\
+A figure is slower when the quartiles of the two runs do not meet and the medians are further apart
+than --by. On another chip compare --ratios, ours over a peer in the same run. The exit code is 1
+when something is slower.
+"""
 _PREFIX = "bench_"
 _MOST_FRAMES = 10_000
 
@@ -39,6 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     whats = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     _add_count(whats)
     _add_kernels(whats)
+    _add_compare(whats)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -142,6 +149,38 @@ def _kernels(options: argparse.Namespace) -> int:
         return harness.report(benches, rounds=options.rounds, path=path)
     except harness.NoGpuError as error:
         raise ResourceError(str(error)) from error
+
+
+def _add_compare(whats: Any) -> None:
+    summary = "say what became slower from one result's JSON to another's"
+    parser = _add(whats, "compare", summary, _COMPARE, _compare)
+    add = parser.add_argument
+    add("before", metavar="A", help="the earlier result")
+    add("after", metavar="B", help="the later one")
+    add(
+        "--by",
+        type=arguments.whole(0, 99),
+        default=5,
+        metavar="PERCENT",
+        help="smaller changes do not count (default: 5)",
+    )
+    add("--ratios", action="store_true", help="compare nothing but ratios over peers")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Print every figure of both. Returns the exit code: 1 when one is slower."""
+    from livereel.benchmarks import results
+
+    before, after = results.read(Path(options.before)), results.read(Path(options.after))
+    changes = results.compare(before, after, by=options.by / 100, ratios=options.ratios)
+    for name, result in (("A", before), ("B", after)):
+        where = result.environment
+        print(f"{name}: {where.cpu}, {where.threads} threads, commit {where.commit}")
+    for change in changes:
+        print(change)
+    slower = sum(change.beyond_noise and change.gain < 1 for change in changes)
+    print(f"{slower} of {len(changes)} figures are slower")
+    return 1 if slower else 0
 
 
 def _known() -> list[str]:

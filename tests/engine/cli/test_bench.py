@@ -79,3 +79,21 @@ def test_count_tells_mistakes_in_one_line(capsys: pytest.CaptureFixture[str]) ->
         assert cli.main(["bench", "count", *options.split()]) == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1
+
+
+def test_compare_fails_when_something_is_slower(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(__file__).parents[3] / "benchmarks" / "results" / "stream-cpu-2-cores.json"
+    assert cli.main(["bench", "compare", str(run), str(run)]) == 0
+    assert capsys.readouterr().out.endswith("0 of 20 figures are slower\n")
+    values = json.loads(run.read_text())
+    for timing in values["sections"]["decode"]["timings"]:
+        timing["seconds"] = [2 * seconds for seconds in timing["seconds"]]
+    slow = tmp_path / "slow.json"
+    slow.write_text(json.dumps(values))
+    assert cli.main(["bench", "compare", str(run), str(slow)]) == 1
+    assert "slower  decode: livereel, frames a second" in capsys.readouterr().out
+    assert cli.main(["bench", "compare", str(run), str(slow), "--ratios"]) == 0
+    assert cli.main(["bench", "compare", str(run), str(slow), "--by", "60"]) == 0
+    assert cli.main(["bench", "compare", str(run), str(tmp_path / "none.json")]) == 2
