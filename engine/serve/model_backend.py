@@ -155,4 +155,5 @@ def _picture(data: bytes, width: int, height: int) -> Frames:
             f"the image has {len(data)} bytes; wanted {width * height * 3}, "
             f"RGB of {width}x{height} pixels"
         )
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3).copy()
+    picture: Frames = np.frombuffer(data, np.uint8).reshape(height, width, 3).copy()
+    return picture
