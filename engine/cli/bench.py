@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from .. import machine
 from ..errors import InputError, ResourceError
 from . import arguments
 
@@ -18,6 +20,7 @@ EXAMPLES = """\
 examples:
   livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
+  livereel bench startup --runs 5 --json startup.json
   livereel bench compare before.json after.json
 
 livereel bench WHAT --help shows the options and examples of one.
@@ -30,6 +33,10 @@ reads and writes, all between them fused. A pass is one forward; guidance takes 
 _KERNELS = """\
 Each kernel is compared with its reference first; one that is wrong is not timed. Peers are torch,
 torch.compile and a library where there is one; the ratio is over the fastest of them.
+"""
+_STARTUP = """\
+Each run is a new process and counts all of it: the interpreter, imports, weights, the first chunk.
+One process before the runs is told apart, since it may read its files from the disk.
 """
 _COMPARE = """\
 A figure is slower when the quartiles of the two runs do not meet and the medians are further apart
@@ -44,6 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add what can be benched, each with its options."""
     whats = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     _add_count(whats)
+    _add_startup(whats)
     _add_kernels(whats)
     _add_compare(whats)
 
@@ -115,6 +123,44 @@ def _count(options: argparse.Namespace) -> int:
         said |= {"stream": stream.to_dict(), **dataclasses.asdict(found)}
         path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _add_startup(whats: Any) -> None:
+    summary = "time a cold process to its first frame"
+    parser = _add(whats, "startup", summary, _STARTUP, _startup)
+    arguments.add_model(parser)
+    add = parser.add_argument
+    add("--runs", type=arguments.whole(1, 100), default=5, help="processes (default: 5)")
+    add("--empty-cache", action="store_true", help="compile Triton's kernels anew in each process")
+    _add_json(parser)
+
+
+def _startup(options: argparse.Namespace) -> int:
+    """Measure and print. Returns the exit code: 1 when the goal was missed."""
+    arguments.find_model(options.model)
+    path = _json_path(options)
+
+    from livereel.benchmarks import bench_startup, harness, report
+
+    startup = bench_startup.Startup(
+        model=options.model,
+        device=options.device,
+        dtype=options.dtype,
+        empty_cache=options.empty_cache,
+    )
+    try:
+        section = bench_startup.measure(startup, runs=options.runs)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        raise ResourceError(f"a process did not start: {str(error).splitlines()[-1]}") from error
+    repo = Path(report.__file__).parents[1]
+    environment = harness.Environment.capture(
+        threads=machine.cores(), packages=("livereel", "torch", "transformers"), repo=repo
+    )
+    print(f"{environment}\n\n{section}")
+    if path is not None:
+        text = report.to_json(environment, {"startup": section})
+        path.write_text(text + "\n", encoding="utf-8")
+    return 0 if all(goal.met for goal in section.goals) else 1
 
 
 def _add_kernels(whats: Any) -> None:

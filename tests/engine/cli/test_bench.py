@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from livereel.benchmarks import bench_startup
+from livereel.benchmarks.harness import Spread
 from livereel.benchmarks.kernels import harness
+from livereel.benchmarks.report import Section
+from livereel.benchmarks.results import read
 from livereel.engine import cli
 
 
@@ -97,3 +101,39 @@ def test_compare_fails_when_something_is_slower(
     assert cli.main(["bench", "compare", str(run), str(slow), "--ratios"]) == 0
     assert cli.main(["bench", "compare", str(run), str(slow), "--by", "60"]) == 0
     assert cli.main(["bench", "compare", str(run), str(tmp_path / "none.json")]) == 2
+
+
+def test_startup_prints_and_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: dict[str, Any] = {}
+
+    def measure(startup: bench_startup.Startup, *, runs: int) -> Section:
+        told.update(startup=startup, runs=runs)
+        figures = {bench_startup.TOTAL: Spread(3.0, 2.9, 3.1)}
+        return Section(title="startup of demo", figures=figures)
+
+    monkeypatch.setattr(bench_startup, "measure", measure)
+    path = tmp_path / "startup.json"
+    options = f"--device cpu --dtype float32 --runs 2 --empty-cache --json {path}"
+    assert cli.main(["bench", "startup", *options.split()]) == 0
+    assert told == {
+        "startup": bench_startup.Startup(device="cpu", dtype="float32", empty_cache=True),
+        "runs": 2,
+    }
+    assert "cold process to first frame, s 3.00 [2.90, 3.10]" in capsys.readouterr().out
+    assert read(path).sections["startup"].title == "startup of demo"
+
+
+def test_startup_tells_in_one_line_why_a_process_did_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(startup: bench_startup.Startup, *, runs: int) -> Section:
+        raise RuntimeError("python -m it failed:\nTraceback\nInputError: no such thing")
+
+    monkeypatch.setattr(bench_startup, "measure", measure)
+    assert cli.main(["bench", "startup"]) == 2
+    said = "livereel: a process did not start: InputError: no such thing\n"
+    assert capsys.readouterr().err == said
+    assert cli.main(["bench", "startup", "--model", "none"]) == 2
+    assert "unknown model 'none'" in capsys.readouterr().err
