@@ -22,6 +22,7 @@ examples:
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
   livereel bench startup --runs 5 --json startup.json
   livereel bench compare before.json after.json
+  livereel bench report results
 
 livereel bench WHAT --help shows the options and examples of one.
 """
@@ -43,6 +44,10 @@ A figure is slower when the quartiles of the two runs do not meet and the median
 than --by. On another chip compare --ratios, ours over a peer in the same run. The exit code is 1
 when something is slower.
 """
+_REPORT = """\
+Every .json file of the folder that a benchmark wrote goes into report.html, one page that stands
+alone, and report.md, its tables; both are written into the folder.
+"""
 _PREFIX = "bench_"
 _MOST_FRAMES = 10_000
 
@@ -54,6 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_startup(whats)
     _add_kernels(whats)
     _add_compare(whats)
+    _add_report(whats)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -227,6 +233,33 @@ def _compare(options: argparse.Namespace) -> int:
     slower = sum(change.beyond_noise and change.gain < 1 for change in changes)
     print(f"{slower} of {len(changes)} figures are slower")
     return 1 if slower else 0
+
+
+def _add_report(whats: Any) -> None:
+    summary = "make one HTML page and a Markdown table of a folder's results"
+    parser = _add(whats, "report", summary, _REPORT, _report)
+    parser.add_argument("folder", metavar="DIR", help="where the .json files lie")
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Write both files."""
+    folder = Path(options.folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder")
+    outputs = {folder / "report.html": "html", folder / "report.md": "markdown"}
+    for path in outputs:
+        arguments.check_file(path)
+
+    from livereel.benchmarks import pages
+
+    results, others = pages.gather(folder.glob("*.json"))
+    for path, form in outputs.items():
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(getattr(pages, form)(results, others), encoding="utf-8")
+        partial.replace(path)
+    told = f"; left out: {', '.join(others)}" if others else ""
+    print(f"{' and '.join(str(path) for path in outputs)}: {len(results)} results{told}")
+    return 0
 
 
 def _known() -> list[str]:

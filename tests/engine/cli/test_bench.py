@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,18 @@ def test_startup_tells_in_one_line_why_a_process_did_not_start(
     assert capsys.readouterr().err == said
     assert cli.main(["bench", "startup", "--model", "none"]) == 2
     assert "unknown model 'none'" in capsys.readouterr().err
+
+
+def test_report_writes_a_page_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = Path(__file__).parents[3] / "benchmarks" / "results"
+    for path in committed.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    assert cli.main(["bench", "report", str(tmp_path)]) == 0
+    assert "left out: demo-scores.json" in capsys.readouterr().out
+    assert "livereel over diffusers" in (tmp_path / "report.html").read_text()
+    assert "| livereel over diffusers |" in (tmp_path / "report.md").read_text()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert cli.main(["bench", "report", str(tmp_path / "none")]) == 2
+    assert "is no folder" in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""Results as one HTML page and as Markdown: a row for each figure, beside its peers.
+
+The page stands alone: bars are SVG in it, with a line from quartile to quartile and a dot for each
+round, and nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from livereel.engine.errors import InputError
+
+from .results import RATE, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from .harness import Spread
+    from .report import Section
+    from .results import Result
+
+_MOST_FILES = 1000
+_ROW, _LABEL, _BAR, _VALUE = 26, 400, 320, 200
+"""Pixels: a row's height, and the widths of its name, of the longest bar, and of its figures."""
+_LEGEND = (
+    "Figures are medians with their quartiles, of rounds in which the contenders took turns or of "
+    "fresh processes."
+)
+_UNITS = {"s": "seconds, fewer are better", "GB": "GB, fewer are better"}
+_STYLE = """\
+:root { color-scheme: light dark; --bar: #3d7ab8; --dim: #767676; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--dim); }
+svg { max-width: 100%; height: auto; display: block; }
+svg text { fill: currentColor; font-size: 13px; }
+.dim { color: var(--dim); } .missed { font-weight: bold; }
+rect { fill: var(--bar); } line, circle { stroke: currentColor; fill: none; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure: its name, how it was got, median and quartiles, and the rounds if known."""
+
+    name: str
+    spread: Spread
+    settings: str = ""
+    rounds: tuple[float, ...] = ()
+
+
+def gather(paths: Iterable[Path]) -> tuple[dict[str, Result], list[str]]:
+    """The results in JSON files, by the files' names, and the names of files that hold none.
+
+    Raises `InputError` when there are no results, or far too many files.
+    """
+    files = sorted(paths)
+    if len(files) > _MOST_FILES:
+        raise InputError(f"there are {len(files)} files; at most {_MOST_FILES} fit into a report")
+    results: dict[str, Result] = {}
+    others: list[str] = []
+    for path in files:
+        try:
+            results[path.stem] = read(path)
+        except InputError:
+            others.append(path.name)
+    if not results:
+        raise InputError("there is no result of a benchmark's --json among the .json files there")
+    return results, others
+
+
+def rows_of(section: Section) -> dict[str, list[Row]]:
+    """A section's rows by their unit."""
+    rows: dict[str, list[Row]] = {}
+    for timing in section.timings:
+        rounds = tuple(timing.frames / seconds for seconds in timing.seconds)
+        row = Row(name=timing.name, spread=timing.fps, settings=timing.settings, rounds=rounds)
+        rows.setdefault(RATE, []).append(row)
+    for name, spread in section.ratios.items():
+        rows.setdefault("times as fast", []).append(Row(name=name, spread=spread))
+    for name, spread in section.figures.items():
+        what, _, unit = name.rpartition(", ")
+        if not what:  # "livereel: frames a second"
+            what, _, unit = name.rpartition(": ")
+        rows.setdefault(unit, []).append(Row(name=what, spread=spread))
+    return rows
+
+
+def html(results: Mapping[str, Result], others: Sequence[str]) -> str:
+    """The page."""
+    body = ["<h1>Benchmarks</h1>", f"<p>{escape(_LEGEND)}</p>"]
+    for name, result in results.items():
+        where = "<br>".join(escape(line) for line in str(result.environment).splitlines())
+        body += [f"<h2>{escape(name)}</h2>", f'<p class="dim">{where}</p>']
+        for section in result.sections.values():
+            body.append(f"<h3>{escape(section.title)}</h3>")
+            for unit, rows in rows_of(section).items():
+                body += [f"<h4>{escape(_UNITS.get(unit, unit))}</h4>", _bars(unit, rows)]
+            lines = [("dim", note) for note in section.notes]
+            lines += [("" if goal.met else "missed", str(goal)) for goal in section.goals]
+            items = "".join(f'<li class="{kind}">{escape(line)}</li>' for kind, line in lines)
+            body.append(f"<ul>{items}</ul>" if items else "")
+    if others:
+        body.append(f'<p class="dim">{escape(_left_out(others))}</p>')
+    content = "\n".join(line for line in body if line)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n<title>Benchmarks</title>\n'
+        f"<style>\n{_STYLE}</style>\n</head>\n<body>\n{content}\n</body>\n</html>\n"
+    )
+
+
+def markdown(results: Mapping[str, Result], others: Sequence[str]) -> str:
+    """The same as tables."""
+    parts = ["# Benchmarks", _LEGEND]
+    for name, result in results.items():
+        parts += [f"## {_cell(name)}", "  \n".join(str(result.environment).splitlines())]
+        for section in result.sections.values():
+            table = [
+                "| | settings | unit | median | quartiles |",
+                "| --- | --- | --- | --: | --: |",
+            ]
+            for unit, rows in rows_of(section).items():
+                for row in rows:
+                    median, _, quartiles = str(row.spread).partition(" ")
+                    cells = (row.name, row.settings, unit, median, quartiles.strip("[]"))
+                    table.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+            parts += [f"### {_cell(section.title)}", "\n".join(table)]
+            lines = [*section.notes, *map(str, section.goals)]
+            if lines:
+                parts.append("\n".join(f"- {_cell(line)}" for line in lines))
+    if others:
+        parts.append(_left_out(others))
+    return "\n\n".join(parts) + "\n"
+
+
+def _left_out(others: Sequence[str]) -> str:
+    return f"Left out, being no such results: {', '.join(others)}."
+
+
+def _cell(text: str) -> str:
+    """One line that Markdown shows as it is."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def _bars(unit: str, rows: Sequence[Row]) -> str:
+    longest = max(value for row in rows for value in (row.spread.high, *row.rounds))
+    marks = []
+
+    def at(value: float) -> str:
+        return f"{_LABEL + _BAR * value / longest:.1f}"
+
+    for i, row in enumerate(rows):
+        top, middle = i * _ROW, i * _ROW + _ROW // 2
+        width = f"{_BAR * row.spread.median / longest:.1f}"
+        settings = f" <tspan class='dim'>{escape(row.settings)}</tspan>" if row.settings else ""
+        marks += [
+            f'<text x="0" y="{middle + 5}">{escape(row.name)}{settings}</text>',
+            f'<rect x="{_LABEL}" y="{top + 5}" width="{width}" height="{_ROW - 10}"/>',
+            f'<line x1="{at(row.spread.low)}" x2="{at(row.spread.high)}" '
+            f'y1="{middle}" y2="{middle}"/>',
+            *(f'<circle cx="{at(value)}" cy="{middle}" r="2.5"/>' for value in row.rounds),
+            f'<text x="{_LABEL + _BAR + 14}" y="{middle + 5}">{escape(str(row.spread))}</text>',
+        ]
+    height, width = _ROW * len(rows), str(_LABEL + _BAR + _VALUE)
+    return (
+        f'<svg role="img" aria-label="{escape(unit)}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">\n' + "\n".join(marks) + "\n</svg>"
+    )
