@@ -80,17 +80,19 @@ def measure(
 
 
 def _stages(asked: float, said: dict[str, Any]) -> dict[str, float]:
-    return {
+    stages = {
         "interpreter, s": said["begun"] - asked,
         "imports, s": said["imported"] - said["begun"],
         "load, s": said["loaded"] - said["imported"],
         "first chunk, s": said["shown"] - said["loaded"],
         TOTAL: said["shown"] - asked,
-        "peak memory, GB": said["peak"] / 1e9,
     }
+    if said["peak"] is not None:  # the machine tells
+        stages["peak memory, GB"] = said["peak"] / 1e9
+    return stages
 
 
-def probe(startup: Startup, clock: Callable[[], float] = time.monotonic) -> dict[str, float]:
+def probe(startup: Startup, clock: Callable[[], float] = time.monotonic) -> dict[str, float | None]:
     """In a fresh process: when each stage was over, and the most memory that was taken."""
     begun = clock()
     from livereel.engine import Engine
@@ -104,7 +106,7 @@ def probe(startup: Startup, clock: Callable[[], float] = time.monotonic) -> dict
         "imported": imported,
         "loaded": loaded,
         "shown": clock(),
-        "peak": float(machine.peak_memory() or 0),
+        "peak": machine.peak_memory(),
     }
 
 

@@ -46,7 +46,7 @@ def test_a_process_reads_what_it_is_told(
     monkeypatch.setenv("TRITON_CACHE_DIR", "warm")
     told: list[Startup] = []
 
-    def probe(startup: Startup) -> dict[str, float]:
+    def probe(startup: Startup) -> dict[str, float | None]:
         told.append(startup)
         assert (bench_startup.os.environ["TRITON_CACHE_DIR"] == "warm") != startup.empty_cache
         return {"begun": 1.0}
