@@ -106,7 +106,7 @@ class _Meter(TorchDispatchMode):
     """Adds up the work of every product that runs under it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops: Counter[str] = Counter()
         self.moved: Counter[str] = Counter()
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from livereel.engine.errors import InputError
 
-from .results import RATE, read
+from .compare import RATE, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .compare import Result
     from .harness import Spread
     from .report import Section
-    from .results import Result
 
 _MOST_FILES = 1000
 _ROW, _LABEL, _BAR, _VALUE = 26, 400, 320, 200

@@ -221,10 +221,10 @@ def _add_compare(whats: Any) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     """Print every figure of both. Returns the exit code: 1 when one is slower."""
-    from livereel.benchmarks import results
+    from livereel.benchmarks import compare
 
-    before, after = results.read(Path(options.before)), results.read(Path(options.after))
-    changes = results.compare(before, after, by=options.by / 100, ratios=options.ratios)
+    before, after = compare.read(Path(options.before)), compare.read(Path(options.after))
+    changes = compare.compare(before, after, by=options.by / 100, ratios=options.ratios)
     for name, result in (("A", before), ("B", after)):
         where = result.environment
         print(f"{name}: {where.cpu}, {where.threads} threads, commit {where.commit}")

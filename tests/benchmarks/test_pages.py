@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from livereel.benchmarks.compare import Result
 from livereel.benchmarks.harness import Environment, Spread, Timing
 from livereel.benchmarks.pages import gather, html, markdown, rows_of
 from livereel.benchmarks.report import Goal, Section, to_json
-from livereel.benchmarks.results import Result
 from livereel.engine.errors import InputError
 
 HERE = Environment(

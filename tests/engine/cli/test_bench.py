@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from livereel.benchmarks import bench_startup
+from livereel.benchmarks.compare import read
 from livereel.benchmarks.harness import Spread
 from livereel.benchmarks.kernels import harness
 from livereel.benchmarks.report import Section
-from livereel.benchmarks.results import read
 from livereel.engine import cli
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from livereel.benchmarks.compare import Result, compare, read
 from livereel.benchmarks.harness import Environment, Spread, Timing
 from livereel.benchmarks.report import Goal, Section, to_json
-from livereel.benchmarks.results import Result, compare, read
 from livereel.engine.errors import InputError
 
 HERE = Environment(
