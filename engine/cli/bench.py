@@ -41,8 +41,8 @@ One process before the runs is told apart, since it may read its files from the 
 """
 _COMPARE = """\
 A figure is slower when the quartiles of the two runs do not meet and the medians are further apart
-than --by. On another chip compare --ratios, ours over a peer in the same run. The exit code is 1
-when something is slower.
+than --by. That counts for peers, too: where they are slower, the machine may be. On another chip
+compare --ratios, ours over a peer in the same run. The exit code is 1 when something is slower.
 """
 _REPORT = """\
 Every .json file of the folder that a benchmark wrote goes into report.html, one page that stands
