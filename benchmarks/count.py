@@ -96,8 +96,8 @@ class Counted:
         ):
             lines.append(title)
             for step in steps:
-                times = f"{step.times} " if step.times > 1 else ""
-                lines.append(_line(times + step.name, step.work))
+                each = f", each of {step.times}" if step.times > 1 else ""
+                lines.append(_line(step.name + each, step.work))
         own = total(step for step in self.chunk if step.name != TINY)
         return "\n".join([*lines, _line("chunk in all, with the VAE", own)])
 

@@ -139,7 +139,7 @@ def test_the_table_has_a_line_for_each_stage() -> None:
     assert lines[0].startswith("weights: DiT 0.00 GB")
     assert lines[2] == "clip of 9 frames (3 latent)"
     assert [line[2:35].strip() for line in lines[8:]] == [
-        "2 DiT pass", "cache pass", DECODE, TINY, "chunk in all, with the VAE",
+        "DiT pass, each of 2", "cache pass", DECODE, TINY, "chunk in all, with the VAE",
     ]  # fmt: skip
 
 

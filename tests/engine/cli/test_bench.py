@@ -68,7 +68,7 @@ def test_count_says_what_the_demo_takes(tmp_path: Path, capsys: pytest.CaptureFi
     options = f"--frames 9 --window 9 --steps 3 --json {path}"
     assert cli.main(["bench", "count", *options.split()]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("demo, ") and "window 9" in out and "3 DiT pass" in out
+    assert out.startswith("demo, ") and "window 9" in out and "DiT pass, each of 3" in out
     said = json.loads(path.read_text())
     assert (said["frames"], said["latents"], said["chunk"][0]["times"]) == (9, 3, 3)
     assert said["clip"][0]["work"]["flops"]["linear"] > 0
