@@ -76,8 +76,8 @@ A stream in plain onnxruntime and numpy, for a model whose first chunk is one la
         frames, *caches = run("vae_decode", x, *caches) if chunk else run("vae_decode_first", x)
         show(frames)
 
-Where `guidance_scale` is above 1 each flow is `away + guidance_scale * (flow - away)`, `away` being
-what the same call gives for the empty prompt; aoti packages have its `text` in
-`negative.safetensors`. `text` is what `text_encode` gives, `noise(chunk, step, shape)` standard
-normal numbers (LiveReel's own are `livereel.engine.sampling.noise.normal`, in C++ `csrc/philox.h`).
+`text` is what `text_encode` gives, `noise(chunk, step, shape)` standard normal numbers (LiveReel's
+own are `livereel.engine.sampling.noise.normal`, in C++ `csrc/philox.h`). Where `guidance_scale` is
+above 1 each flow is `away + guidance_scale * (flow - away)`, `away` being what the same call gives
+for the empty prompt; aoti packages have that prompt's `text` in `negative.safetensors`.
 """

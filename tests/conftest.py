@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from livereel.engine.engine import Engine
 from livereel.kernels.jit import INTERPRETED
 
 TRITON = importlib.util.find_spec("triton") is not None
+THREADS = torch.get_num_threads()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,6 +124,13 @@ def save_tiny_model(folder: Path, recipe: dict[str, object] | None) -> Path:
     if recipe is not None:
         (folder / "livereel.json").write_text(json.dumps(recipe))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads() -> Iterator[None]:
+    """Threads that a test gave to torch are what later tests' threads would begin with."""
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

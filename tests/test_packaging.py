@@ -15,18 +15,27 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "kernels", "export", "benchmarks")
 
-# Where import and project name differ; None comes with a declared dependency.
-PROJECTS = {"PIL": "pillow", "prometheus_client": "prometheus-client", "triton": None}
+# Where import and project name differ; None comes with a declared dependency, or is one of an older
+# Python's.
+PROJECTS = {
+    "PIL": "pillow",
+    "onnx_ir": None,
+    "prometheus_client": "prometheus-client",
+    "tomli": None,
+    "triton": None,
+}
 
 
 def declared(extra: str = "") -> set[str]:
-    """Names the core (or the core and an extra) requires."""
-    requirements = map(Requirement, importlib.metadata.requires("livereel") or [])
-    return {
-        canonicalize_name(requirement.name)
-        for requirement in requirements
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-    }
+    """Names the core (or the core and an extra, with those that it names) requires."""
+    names: set[str] = set()
+    for requirement in map(Requirement, importlib.metadata.requires("livereel") or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            if requirement.name == "livereel":
+                names.update(*map(declared, requirement.extras))
+            else:
+                names.add(canonicalize_name(requirement.name))
+    return names
 
 
 def imported(path: Path) -> set[str]:
