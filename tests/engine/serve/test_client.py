@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import av
 import pytest
 
 from livereel.engine.errors import InputError, LiveReelError
+from livereel.engine.serve import example
 from livereel.engine.serve.client import AsyncStream, Refused, Stream
 
 from .conftest import Live, MakeLive
-
-EXAMPLE = Path(__file__).parents[3] / "examples" / "live.py"
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://x", "http://"])
@@ -46,10 +43,6 @@ def test_what_the_server_refuses_is_raised(live: Live) -> None:
 
 
 def test_the_example(live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("live_example", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    example: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     monkeypatch.setattr(example, "EVERY", 8)
     example.main(live.url, str(tmp_path / "out.mp4"))
     with av.open(str(tmp_path / "out.mp4")) as container:

@@ -1,7 +1,7 @@
 """Watch a stream of `livereel serve`, change its prompt on the way, keep what was seen.
 
 livereel serve &
-python examples/live.py http://127.0.0.1:8000 out.mp4
+python -m livereel.engine.serve.example http://127.0.0.1:8000 out.mp4
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 
-from livereel.engine import Video
-from livereel.engine.serve.client import Stream
+from ..types import Video
+from .client import Stream
 
 PROMPTS = (
     "a red circle moving right on a black background",
