@@ -66,20 +66,20 @@ class Costs:
         like = kind if kind in kinds else min(kinds, key=lambda k: abs(k.work - kind.work))
         return self._between(like, sessions) * kind.work / like.work
 
-    def most(self, kind: Kind) -> int:
-        """How many sessions to step together: as many as were measured to be worth it; one more
-        where that was never tried, or not lately."""
-        best = self._best(kind)
-        if best < self._most:
+    def most(self, kind: Kind, ready: int) -> int:
+        """How many of the `ready` sessions to step together: as many as were measured to be worth
+        it; one more where that was never tried, or not lately."""
+        best = self._best(kind, ready)
+        if best < min(ready, self._most):
             found = self._passes.get((kind, best + 1))
             if found is None or self._count[kind] - found.at >= _PROBE_EVERY:
                 return best + 1
         return best
 
     def seconds_each(self, kind: Kind, sessions: int) -> float:
-        """What one chunk costs when so many sessions of a kind are open."""
-        together = min(sessions, self._best(kind))
-        return self.of(kind, together) / together
+        """What one chunk costs when so many sessions of a kind are open: never more than with
+        fewer, since passes need not be shared."""
+        return min(self._each(kind, sessions).values())
 
     def _between(self, kind: Kind, sessions: int) -> float:
         """What a pass takes by the numbers of sessions that were measured; in proportion below and
@@ -92,10 +92,15 @@ class Costs:
         share = (sessions - low) / (high - low)
         return known[low] + share * (known[high] - known[low])
 
-    def _best(self, kind: Kind) -> int:
-        """The number of sessions in a pass at which each costs least, as far as is known."""
-        each = {n: self.of(kind, n) / n for n in range(1, self._most + 1)}
+    def _best(self, kind: Kind, sessions: int) -> int:
+        """The number in a pass, of so many sessions, at which each costs least as far as is known;
+        the fewer where more gain next to nothing."""
+        each = self._each(kind, sessions)
         return min(n for n in each if each[n] <= _NEAR * min(each.values()))
+
+    def _each(self, kind: Kind, sessions: int) -> dict[int, float]:
+        """What each of so many sessions costs, by how many share a pass."""
+        return {n: self.of(kind, n) / n for n in range(1, min(sessions, self._most) + 1)}
 
 
 def load(costs: Costs, open_: Mapping[Kind, Sequence[float]]) -> float:

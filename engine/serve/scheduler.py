@@ -66,8 +66,8 @@ class Scheduler:
     """Picks by earliest deadline, without preemption: a chunk is a unit.
 
     `has_room` says whether a session's chunk has a place to go to; `batch_cost(kind, n)` what a
-    pass over n sessions takes; `most(kind)` how many may share one because that is measured to be
-    faster.
+    pass over n sessions takes; `most(kind, n)` how many of n that are ready may share one because
+    that is measured to be faster.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Scheduler:
         *,
         has_room: Callable[[str], bool],
         batch_cost: Callable[[Kind, int], float],
-        most: Callable[[Kind], int],
+        most: Callable[[Kind, int], int],
     ) -> None:
         self._has_room, self._batch_cost, self._most = has_room, batch_cost, most
         self._turns: dict[str, Turn] = {}
@@ -104,7 +104,7 @@ class Scheduler:
             and turn.live == first.live
             and now >= max(turn.not_before, turn.due - turn.chunk_s)
         ]
-        most = self._most(first.kind)
+        most = self._most(first.kind, 1 + len(mates))
         for mate in sorted(mates, key=_urgency):
             if len(group) >= most or self._too_slow(first, len(group) + 1, now):
                 break

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +34,7 @@ def test_costs_follow_the_machine() -> None:
 def drive(costs: Costs, seconds: dict[int, float], passes: int) -> list[int]:
     taken = []
     for _ in range(passes):
-        count = costs.most(SMALL)
+        count = costs.most(SMALL, 4)
         taken.append(count)
         costs.note(SMALL, count, seconds[count])
     return taken
@@ -70,13 +68,18 @@ def test_passes_are_not_shared_where_that_is_no_faster() -> None:
     st.lists(st.floats(0.01, 2.0), min_size=1, max_size=4, unique=True),
     st.lists(st.floats(0.1, 10.0), min_size=1, max_size=8),
 )
-def test_where_sharing_pays_more_sessions_cost_less_each(
-    shares: list[float], chunks: list[float]
-) -> None:
+def test_one_more_session_is_never_cheaper_alone(passes: list[float], chunks: list[float]) -> None:
     costs = Costs(most=4)
-    for n, seconds in enumerate(sorted(shares, reverse=True), 1):
-        costs.note(SMALL, n, n * seconds)
+    for n, seconds in enumerate(sorted(passes), 1):
+        costs.note(SMALL, n, seconds)
     each = [costs.seconds_each(SMALL, n) for n in range(1, 10)]
-    assert all(more <= less * 1.0001 for less, more in pairwise(each))
+    assert each == sorted(each, reverse=True)
     total = load(costs, {SMALL: chunks})
     assert total == pytest.approx(sum(costs.seconds_each(SMALL, len(chunks)) / c for c in chunks))
+
+
+def test_a_number_is_chosen_among_the_sessions_that_are_ready() -> None:
+    costs = Costs(most=4)
+    for n, seconds in enumerate((0.1, 0.3, 0.6, 0.2), 1):
+        costs.note(SMALL, n, seconds)
+    assert [costs.most(SMALL, ready) for ready in (1, 2, 3, 4, 9)] == [1, 1, 1, 4, 4]

@@ -29,7 +29,9 @@ class Machine:
         self.sizes: list[int] = []
         self.cost = lambda kind, n: turns[0].cost_s * (1 + share * (n - 1))
         self.scheduler = Scheduler(
-            has_room=lambda name: name not in self.full, batch_cost=self.cost, most=lambda _: most
+            has_room=lambda name: name not in self.full,
+            batch_cost=self.cost,
+            most=lambda _kind, _ready: most,
         )
         for t in turns:
             self.scheduler.add(t)
