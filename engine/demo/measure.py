@@ -36,7 +36,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Track: TypeAlias = npt.NDArray[np.float64]
 
 STANDS_UNDER = 0.5
-"""Pixels a frame below which an object stands still; scenes move with 1.8 to 2.2."""
+"""Pixels a frame below which an object stands still; scenes move with 1.9 to 2.1."""
 
 _DIFFERS = 45.0  # RGB distance from the background at which a pixel may be the object's
 _COLOR_LIMIT = 40.0  # CIELAB distance beyond which a color has no name
@@ -121,6 +121,15 @@ def object_mask(frame: Frames) -> Floats:
     """How much of each pixel is the object's: float32 `[H, W]` in 0..1, for one uint8 frame
     `[H, W, 3]`; all zeros when there is no object."""
     return _separate(frame).alpha
+
+
+def find_object(frame: Frames) -> tuple[tuple[float, float], Floats]:
+    """The object's center (x, y), NaN where there is none, and `object_mask`, for one frame."""
+    alpha = _separate(frame).alpha
+    low, high = _AREA_LIMITS
+    if not low <= float((alpha > 0.5).mean()) <= high:
+        return (math.nan, math.nan), np.zeros_like(alpha)
+    return _centroid(alpha, GRID / frame.shape[0]), alpha
 
 
 def psnr(

@@ -1,9 +1,9 @@
 """The little world that the demo model learns: one colored shape on a plain background.
 
-A caption names what is seen, a `Scene` fixes what the caption leaves open (place, size, speed,
-light), and `Scene.render` draws any frames of it. All lengths are pixels of a grid of 128 by 128,
-whatever size is drawn; the picture is a torus, so that what leaves on one side comes back on the
-other and a motion never ends.
+A caption names what is seen, a `Scene` fixes what the caption leaves open (place, size, light), and
+`Scene.render` draws any frames of it. All lengths are pixels of a grid of 128 by 128, whatever size
+is drawn; the picture is a torus, so that what leaves on one side comes back on the other and a
+motion never ends.
 
 Shape legend: F frames, H W space, h w the drawn window, P pixels near the object along one axis.
 """
@@ -65,8 +65,12 @@ RADII: dict[str | None, tuple[float, float]] = {
 }
 """Range of the radius for each size word: that of the circle with the shape's area."""
 
-SPEEDS = (1.8, 2.2)
-"""Range of the speed of what moves, in pixels a frame."""
+SPEEDS = (2.1, 1.9)
+"""Speed of the smallest and of the largest that moves, in pixels a frame: by the radius between.
+
+What moves is seen to be small or large in any frame of it, so that a stream that looks back on no
+more than a second goes on at the same speed for ever.
+"""
 
 _SQUARE_HALF = math.sqrt(math.pi) / 2
 _TRIANGLE_CORNER = math.sqrt(math.pi * 4 / (3 * math.sqrt(3)))
@@ -186,17 +190,16 @@ def held_out_captions() -> tuple[Caption, ...]:
 class Scene:
     """A caption with everything it leaves open, so that each frame is a function of its number.
 
-    `center` is (x, y) at frame 0, `radius` that of a circle of the same area, `speed` in pixels a
-    frame (used only when the caption says it moves). `light` is the direction the light comes from
-    (radians), `shading` the share by which the object brightens from its center to its lit edge,
-    `slope` how many levels the background gains from its middle to its lower edge, `hue` a shift in
-    turns, `value` a factor on the object's brightness, `tone` levels added to the background.
+    `center` is (x, y) at frame 0, `radius` that of a circle of the same area. `light` is the
+    direction the light comes from (radians), `shading` the share by which the object brightens from
+    its center to its lit edge, `slope` how many levels the background gains from its middle to its
+    lower edge, `hue` a shift in turns, `value` a factor on the object's brightness, `tone` levels
+    added to the background.
     """
 
     caption: Caption
     center: tuple[float, float]
     radius: float
-    speed: float
     light: float = 0.0
     shading: float = 0.0
     slope: float = 0.0
@@ -211,7 +214,6 @@ class Scene:
             caption=caption,
             center=(float(rng.uniform(0, GRID)), float(rng.uniform(0, GRID))),
             radius=float(rng.uniform(*RADII[caption.size])),
-            speed=float(rng.uniform(*SPEEDS)),
             light=float(rng.uniform(0, 2 * math.pi)),
             shading=float(rng.uniform(0.04, 0.14)),
             slope=float(rng.uniform(-9, 9)),
@@ -219,6 +221,13 @@ class Scene:
             value=float(rng.uniform(0.93, 1.0)),
             tone=float(rng.uniform(-5, 5)),
         )
+
+    @property
+    def speed(self) -> float:
+        """Pixels a frame when the caption says that it moves: the larger, the slower."""
+        smallest, largest = RADII["small"][0], RADII["large"][1]
+        share = (self.radius - smallest) / (largest - smallest)
+        return SPEEDS[0] + share * (SPEEDS[1] - SPEEDS[0])
 
     @property
     def velocity(self) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from livereel.engine.demo.scenes import (
     MOTIONS,
     RADII,
     SHAPES,
+    SPEEDS,
     VELOCITIES,
     Caption,
     Scene,
@@ -125,16 +126,26 @@ def test_the_mask_is_where_the_object_is_drawn() -> None:
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_what_leaves_comes_back_on_the_other_side(motion: str) -> None:
-    made = replace(scene(f"a red star {motion} on a white background", seed=5), speed=2.0, slope=0)
+    made = replace(
+        scene(f"a red star {motion} on a white background", seed=5), radius=22.0, slope=0
+    )
     x, y = VELOCITIES[motion]
+    assert made.speed == 2
     frames = made.render(0, 65)
     np.testing.assert_array_equal(frames[0], frames[64])  # 64 frames of 2 pixels: once around
     rolled = np.roll(frames[0], (2 * 13 * y, 2 * 13 * x), axis=(0, 1))
     np.testing.assert_allclose(frames[13].astype(int), rolled, atol=1)
 
 
+def test_the_larger_is_the_slower() -> None:
+    made = scene("a red circle moving right on a white background")
+    speeds = [replace(made, radius=radius).speed for radius in (13, 17, 22, 31)]
+    assert speeds == sorted(speeds, reverse=True)
+    assert speeds[0] == pytest.approx(SPEEDS[0]) and speeds[-1] == pytest.approx(SPEEDS[1])
+
+
 def test_motion_stays_exact_far_into_a_stream() -> None:
-    made = replace(scene("a red circle moving right on a white background"), speed=2.0)
+    made = replace(scene("a red circle moving right on a white background"), radius=22.0)
     np.testing.assert_array_equal(made.render(5 + 64 * 2**25, 2), made.render(5, 2))
 
 
