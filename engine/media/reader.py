@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64 * 1024 * 1024
 """Pixels that one picture or frame may have: a small file can claim a huge picture."""
 
+MAX_PICTURE_SIDE = 32 * 1024
+"""Pixels of a side that one may have: a picture that is a line takes minutes to scale."""
+
 MAX_CLIP_BYTES = 1 << 30
 """Bytes that a clip's frames may take."""
 _MAX_RATE = 10_000.0
@@ -35,7 +38,7 @@ def read_image(path: str | Path, width: int, height: int) -> Frames:
 
     Turns it as its EXIF data says and lays what is transparent on black. Returns uint8
     `[height, width, 3]`. Raises `InputError` when the file is missing, damaged, larger than
-    `MAX_PIXELS` or not PNG, JPEG, WebP, GIF or BMP.
+    `MAX_PIXELS` or `MAX_PICTURE_SIDE`, or not PNG, JPEG, WebP, GIF or BMP.
     """
     try:
         with Image.open(path, formats=_IMAGE_FORMATS) as image:
@@ -110,6 +113,8 @@ def video_frames(path: str | Path) -> Iterator[tuple[Frames, float]]:
             if not container.streams.video:
                 raise InputError(f"{path} holds no video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError(f"{path} holds video of an unknown kind")
             _check_size(path, stream.codec_context.width, stream.codec_context.height)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             if not 0 < rate <= _MAX_RATE:
@@ -132,7 +137,7 @@ def video_frames(path: str | Path) -> Iterator[tuple[Frames, float]]:
         raise InputError(f"there is no video {path}") from None
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         raise InputError(f"cannot read the video {path}: {_reason(error)}") from error
 
 
@@ -146,6 +151,10 @@ def _matrix(frame: VideoFrame) -> int | None:
 def _check_size(path: str | Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{path} is {width}x{height}, more than the {MAX_PIXELS} pixels allowed")
+    if max(width, height) > MAX_PICTURE_SIDE:
+        raise InputError(
+            f"{path} is {width}x{height}; a side may have at most {MAX_PICTURE_SIDE} pixels"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -72,6 +72,14 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, side: int) -> None:
         read_image(path, 64, 64)
 
 
+@pytest.mark.parametrize(("width", "height"), [(60_000_000, 1), (1, 40_000)])
+def test_a_picture_that_is_a_line_is_refused(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "line.png"
+    path.write_bytes(png_that_claims(width, height))
+    with pytest.raises(InputError, match="a side may have at most 32768 pixels"):
+        read_image(path, 64, 64)
+
+
 def test_a_damaged_or_foreign_picture_is_one_sentence(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
@@ -106,6 +114,39 @@ def test_a_damaged_or_foreign_video_is_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="max_frames"):
         read_video(whole, 0)
+
+
+def test_video_of_an_unknown_codec_is_one_sentence(tmp_path: Path) -> None:
+    path = Video(frames=np.zeros((3, 32, 32, 3), np.uint8), fps=8).save(tmp_path / "clip.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(InputError, match=r"clip.mp4") as caught:
+        read_video(path, 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "mp4", "webm"])
+def test_spoiled_files_are_read_or_refused_in_a_sentence(tmp_path: Path, ending: str) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (4, 32, 32, 3), np.uint8)
+    path = tmp_path / f"file.{ending}"
+    if ending in ("mp4", "webm"):
+        Video(frames=frames, fps=8).save(path)
+    else:
+        Image.fromarray(frames[0]).save(path)
+    whole, said = path.read_bytes(), []
+    for round_ in range(30):
+        spoiled = bytearray(whole)
+        for at in rng.integers(0, len(whole), 4):
+            spoiled[at] = rng.integers(256)
+        path.write_bytes(spoiled[: rng.integers(len(whole))] if round_ % 3 else spoiled)
+        try:
+            if ending in ("mp4", "webm"):
+                assert read_video(path, 8)[0].dtype == np.uint8
+            else:
+                assert read_image(path, 16, 16).shape == (16, 16, 3)
+        except InputError as error:
+            said.append(str(error))
+    assert all("\n" not in text and path.name in text for text in said)
 
 
 def _counting_video(path: Path, frames: int, fps: float) -> None:
