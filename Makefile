@@ -1,4 +1,4 @@
-# make demo · make test · make test-kernels · make test-full · make lint · make bench · make clean
+# make demo · make test · make test-kernels · make test-full · make lint · make bench · make bench-check · make clean
 #
 # Needs Python 3.10 to 3.13, a C++17 compiler and make; all else comes from PyPI into .venv.
 SHELL := bash
@@ -18,7 +18,7 @@ NATIVE := $(shell find csrc -type f)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-kernels test-interpreted test-compiled test-full lint tidy types ctest sanitize bench clean
+.PHONY: help demo test test-kernels test-interpreted test-compiled test-full lint tidy types ctest sanitize bench bench-check clean
 
 help:
 	@sed -n '1,3s/^# //p' Makefile
@@ -74,6 +74,7 @@ test: lint types ctest test-kernels $(BUILD)/wheel/.built
 
 test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
 	$(BIN)/pytest -m "$(ORDINARY)" --timeout 7200 --wheel=$(BUILD)/wheel
+	$(MAKE) --no-print-directory bench-check
 
 # Triton's kernels without a GPU, side by side: what they compute, alone and in the models, and what
 # they compile to.
@@ -122,11 +123,21 @@ sanitize: $(VENV)/.installed-dev
 	$(BIN)/ctest --test-dir $(BUILD)/csrc-sanitize --output-on-failure
 	$(CMAKE_TESTS) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DLIVEREEL_SANITIZE=thread \
 	  -S . -B $(BUILD)/csrc-threads > /dev/null
-	$(BIN)/cmake --build $(BUILD)/csrc-threads --target test_frame_ring
-	$(BIN)/ctest --test-dir $(BUILD)/csrc-threads -R '^frame_ring$$' --output-on-failure
+	$(BIN)/cmake --build $(BUILD)/csrc-threads --target test_frame_ring test_threads
+	TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir $(BUILD)/csrc-threads \
+	  -R '^(frame_ring|threads)$$' --output-on-failure
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m livereel.benchmarks.bench_stream
+	$(BIN)/python -m livereel.benchmarks.bench_peer
+
+# Whether the demo's stream has lost more than 30 % of its lead over a plain loop in the same run.
+# What ran in another dtype or on another road than the committed result is not compared.
+RATIOS := benchmarks/results/ratios-cpu.json
+
+bench-check: $(VENV)/.installed-dev
+	@mkdir -p $(BUILD)
+	$(BIN)/livereel bench stream --runs 12 --baseline loop --json $(BUILD)/ratios.json
+	$(BIN)/livereel bench compare --ratios --by 30 $(RATIOS) $(BUILD)/ratios.json
 
 clean:
 	rm -rf $(BUILD) dist out .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
