@@ -4,8 +4,9 @@
 
 Weights are drawn on the device, so nothing is read from disk; what is timed does not depend on
 their values. The recipe is Self-Forcing's: chunks of 3 latent frames in a window of 21, four passes
-and the cache pass. Each road is a stream of its own: the reference, Triton's kernels, and these
-replayed as CUDA graphs. This has not run on a GPU yet.
+and the cache pass. Each road is a stream of its own: the reference, Triton's kernels, these
+replayed as CUDA graphs, and that with the DiT in fp8 where the chip has it. This has not run on a
+GPU yet.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ import gc
 import json
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from livereel.engine.config import DEFAULT_SELF_FORCING
-from livereel.engine.layers.layout import channels_last
+from livereel.engine.layers.linear_fp8 import convert_linears
 from livereel.engine.layers.road import Road
-from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
+from livereel.engine.models.wan.transformer import WanTransformer
 from livereel.engine.models.wan.vae import WanVAE
-from livereel.engine.models.wan.vae_config import WanVAEConfig
 from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.session import Session
 
 from .harness import Environment
+from .models import find
+from .random_weights import RandomText, random_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,42 +46,19 @@ PACKAGES = ("livereel", "torch", "triton")
 REPO = Path(__file__).resolve().parents[1]
 WARM_UP = 9
 """Chunks until the window is full and graphs are captured."""
-ROADS: tuple[tuple[str, Road, bool], ...] = (
-    ("reference", "reference", False),
-    ("triton", "triton", False),
-    ("triton, graphs", "triton", True),
+ROADS: tuple[tuple[str, Road, bool, bool], ...] = (
+    ("reference", "reference", False, False),
+    ("triton", "triton", False, False),
+    ("triton, graphs", "triton", True, False),
+    ("triton, graphs, fp8", "triton", True, True),
 )
-
-
-@dataclass(frozen=True)
-class RandomText:
-    """Stands for the text encoder, whose weights would be ten times the DiT's."""
-
-    device: torch.device
-    width: int = 4096
-
-    def encode(self, prompts: Sequence[str], length: int) -> Tensor:
-        """Random numbers `[1, L, D]`."""
-        return torch.randn(len(prompts), length, self.width, device=self.device)
+"""Name, road, whether graphs are replayed, and whether the DiT is in fp8 from then on."""
 
 
 def build(device: torch.device, dtype: torch.dtype) -> tuple[WanTransformer, WanVAE]:
     """The DiT of 1.3B and Wan 2.1's VAE, with weights of a trained model's size."""
-    config = WanTransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-    with torch.device("meta"):
-        dit, vae = WanTransformer(config), WanVAE(WanVAEConfig())
-    torch.manual_seed(0)
-    for module, kept in ((dit, WanTransformer.keep_in_fp32), (vae, ())):
-        module.to_empty(device=device).eval().requires_grad_(False)
-        for name, p in module.named_parameters():
-            if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
-                p.fill_(1.0)
-            else:
-                p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
-            if not any(part in name for part in kept):
-                p.data = p.data.to(dtype)
-        channels_last(module)
-    return dit, vae
+    dit, vae = random_parts(find("wan2.1-1.3b"), device, dtype)
+    return cast(WanTransformer, dit), cast(WanVAE, vae)
 
 
 def measure(runner: TorchRunner, size: tuple[int, int], chunks: int) -> dict[str, Any]:
@@ -123,15 +101,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width, height = (int(side) for side in options.size.split("x"))
     device, dtype = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
     dit, vae = build(device, dtype)
-    text = cast("TextEncoder", RandomText(device))
+    text = cast("TextEncoder", RandomText(device, dit.text_width))
     results: dict[str, Any] = {}
-    for name, road, graphs in ROADS:
+    for name, road, graphs, fp8 in ROADS:
+        if fp8 and torch.cuda.get_device_capability(device) < (9, 0):
+            continue
+        if fp8:
+            convert_linears(dit, keep=dit.keep_in_bf16, road=road)
         runner = TorchRunner.on_road(road, dit, vae, text, device, dtype)
         results[name] = measure(replace(runner, graphs=graphs), (width, height), options.chunks)
         gc.collect()
         torch.cuda.empty_cache()
         print(
-            f"{name:16}{results[name]['fps']:7.1f} fps  {results[name]['chunk_ms']:8.1f} ms/chunk"
+            f"{name:21}{results[name]['fps']:7.1f} fps  {results[name]['chunk_ms']:8.1f} ms/chunk"
         )
     environment = Environment.capture(threads=torch.get_num_threads(), packages=PACKAGES, repo=REPO)
     if options.json is not None:

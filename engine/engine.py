@@ -41,7 +41,7 @@ from .runners.clips import (
 )
 from .runners.loras import Loras
 from .runners.packages import load_package
-from .runners.torch import TorchRunner, pick_device, pick_dtype
+from .runners.torch import FP8, TorchRunner, pick_device, pick_dtype
 from .sampling.schedule import steps_left
 from .sampling.stream import StreamState
 from .session import Session
@@ -49,7 +49,7 @@ from .state import load_state
 from .types import Video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from .config import StreamConfig
     from .media.storyboard import Storyboard
@@ -77,13 +77,16 @@ class Engine:
         dtype: str = "auto",
         provider: str = "auto",
         decoder: str | Path = "own",
+        keep_bf16: Collection[str] = (),
     ) -> Engine:
         """Load `model`: "demo", a folder in diffusers' layout (see `livereel convert`), or a
         package that `livereel export` wrote.
 
         `device` is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; `dtype` is "auto"
-        (bfloat16 where the chip has it), "float32", "bfloat16" or "float16". A package has the
-        dtype that it was exported in. `provider` is what onnxruntime runs an ONNX package by:
+        (bfloat16 where the chip has it), "float32", "bfloat16", "float16" or "fp8": bfloat16 with
+        the DiT's large products in fp8 (e4m3), which Hopper and newer GPUs multiply twice as fast;
+        `keep_bf16` names further layers, or modules, that shall not be. A package has the dtype
+        that it was exported in. `provider` is what onnxruntime runs an ONNX package by:
         "auto" (the device's own), "cpu", "cuda" or "tensorrt". `decoder` is the VAE's "own", or a
         far smaller one of TAEHV's: "tiny", which lies in the folder's `tiny_decoder/`, or the path
         of a .safetensors file.
@@ -92,6 +95,9 @@ class Engine:
         unknown device or dtype, `ResourceError` for a device that is not there or has too little
         memory.
         """
+        fp8 = dtype == FP8
+        if keep_bf16 and not fp8:
+            raise InputError(f"keep_bf16 is for dtype {FP8!r}, not for {dtype!r:.40}")
         if is_package(model):
             package = open_package(model)
             if decoder != "own":
@@ -101,11 +107,13 @@ class Engine:
             raise InputError(f"provider {provider!r:.40} is for ONNX packages; {model} is a model")
         picked = pick_device(device)
         folder = open_folder(DEMO if model == "demo" else model)
-        runner = TorchRunner.load(folder, device=picked, dtype=pick_dtype(dtype, picked))
+        runner = TorchRunner.load(
+            folder, device=picked, dtype=pick_dtype(dtype, picked), fp8=fp8, keep=keep_bf16
+        )
         if decoder != "own":
             tiny = folder.path / "tiny_decoder" if decoder == "tiny" else Path(decoder)
             runner = runner.with_decoder(tiny)
-        return cls(folder, runner, Loras(runner.modules, runner.refresh))
+        return cls(folder, runner, None if fp8 else Loras(runner.modules, runner.refresh))
 
     @shortage_told()
     def load_lora(
@@ -119,7 +127,7 @@ class Engine:
         taken and for a model that takes none.
         """
         if self.loras is None:
-            raise InputError(f"{self.folder.path} takes no LoRAs: its graphs hold its weights")
+            raise InputError(f"{self.folder.path} takes no LoRAs: graphs, or fp8, hold its weights")
         name = Path(path).stem if name is None else name
         self.loras.load(path, name, part, self.folder.classes)
         return name

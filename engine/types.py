@@ -5,7 +5,7 @@ Shape legend: B batch, T latent frames, F pixel frames, H W space, C channels, L
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -263,6 +263,10 @@ class ClipTransformer(ImageDenoiser, Protocol):
     def native(self) -> CausalDenoiser | None:
         """The same DiT on the C++ core's kernels, with the weights as they are now; None where the
         kernels cannot run it."""
+
+    @property
+    def keep_in_bf16(self) -> Collection[str]:
+        """Layers, or modules with all that is in them, that should not be computed in fp8."""
 
     @property
     def channels(self) -> int:

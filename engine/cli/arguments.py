@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_SECONDS = 24 * 3600.0
 
 DTYPES = ("auto", *memory.DTYPE_BYTES)
+LOADED = (*DTYPES, "fp8")
+"""What a model may be loaded in."""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="of weights and state (default: auto)"
+        "--dtype",
+        choices=LOADED,
+        default="auto",
+        help="of weights and state (default: auto); fp8 is bfloat16 with the DiT's large products "
+        "in fp8, for Hopper GPUs and newer ones",
     )
 
 

@@ -10,6 +10,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__, machine, memory
+from ..errors import InputError
 from ..package import read_manifest
 from . import arguments
 
@@ -21,6 +22,7 @@ EXAMPLES = """\
 examples:
   livereel info
   livereel info path/to/Wan2.1-T2V-1.3B-Diffusers --size 832x480 --dtype bfloat16
+  livereel info --dtype fp8        (loads the model and measures what fp8 costs it)
   livereel info --json
 """
 _ROADS = ("torch", "triton", "onnxruntime", "tensorrt")
@@ -34,9 +36,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=arguments.DTYPES,
+        choices=arguments.LOADED,
         default="auto",
-        help="of weights and state (default: what this machine runs best)",
+        help="of weights and state (default: what this machine runs best); fp8 also measures how "
+        "far that is from bfloat16",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -46,11 +49,15 @@ def run(options: argparse.Namespace) -> int:
     folder = arguments.find_model(options.model)
     size = arguments.fit_size(options.size, folder)
     device, dtype = arguments.resolve("auto", options.dtype)
+    fp8 = options.dtype == "fp8"
+    if fp8 and (folder.exported or not folder.has_recipe):
+        raise InputError("--dtype fp8 is measured on a model folder that streams")
     facts = {
         "livereel": __version__,
         "model": {
             **_describe_model(options.model, folder, size, dtype),
-            "roads": _describe_roads(folder, device, dtype),
+            "roads": _describe_roads(folder, device, dtype, fp8),
+            **({"fp8": _describe_fp8(folder, device)} if fp8 else {}),
         },
         "machine": _describe_machine(),
     }
@@ -80,7 +87,7 @@ def _describe_model(
     }
 
 
-def _describe_roads(folder: ModelFolder, device: str, dtype: str) -> dict[str, str]:
+def _describe_roads(folder: ModelFolder, device: str, dtype: str, fp8: bool) -> dict[str, str]:
     """Which road each operation of the model takes on this machine."""
     if folder.exported:
         return {"graphs": read_manifest(folder.path).format}
@@ -90,7 +97,17 @@ def _describe_roads(folder: ModelFolder, device: str, dtype: str) -> dict[str, s
 
     picked = pick_device(device)
     computed = pick_dtype(dtype, picked)
-    return roads_of(folder, pick_road("auto", picked, computed), computed)
+    return roads_of(folder, pick_road("auto", picked, computed), computed, fp8=fp8)
+
+
+def _describe_fp8(folder: ModelFolder, device: str) -> dict[str, Any]:
+    """How far the model in fp8 is from itself in bfloat16, each as |difference| / |bfloat16|."""
+    import torch
+
+    from ..runners.fp8 import fp8_report
+
+    report = fp8_report(folder, torch.device(device))
+    return {"latents": report.whole, "layers": report.layers}
 
 
 def _describe_machine() -> dict[str, Any]:
@@ -162,6 +179,7 @@ def _format(facts: dict[str, Any]) -> str:
             f"{show(need['kv_ring'])}, conv caches {show(need['conv_caches'])}, "
             f"activations {show(need['activations'])}, runtime {show(need['runtime'])}",
         ),
+        *_format_fp8(model),
         ("operations", ", ".join(f"{op} {road}" for op, road in model["roads"].items())),
         (
             "machine",
@@ -180,6 +198,21 @@ def _format(facts: dict[str, Any]) -> str:
         ("livereel", f"{facts['livereel']} on Python {machine['python']}, {machine['system']}"),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def _format_fp8(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """What fp8 costs, where it was measured."""
+    if "fp8" not in model:
+        return []
+    layers = model["fp8"]["layers"]
+    worst = ", ".join(f"{name} {error:.1%}" for name, error in list(layers.items())[:3])
+    return [
+        (
+            "fp8",
+            f"{len(layers)} layers; latents of a first chunk {model['fp8']['latents']:.1%} from "
+            f"bfloat16's; the worst layers: {worst or 'none'}",
+        )
+    ]
 
 
 def _format_stream(model: dict[str, Any]) -> list[tuple[str, str]]:

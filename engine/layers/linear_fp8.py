@@ -1,15 +1,16 @@
 """Linear layers whose product is in fp8, in place of those of a model that is loaded.
 
-Which layers to leave in bf16 is the caller's to say, by what `convert_linears` reports of each.
+Which layers to leave in bf16 is the caller's to say, by what `measure_fp8` reports of each.
 
 Shapes: K inputs, N outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from .road import Road
 
 
 class LinearFP8(nn.Module):
-    """A bf16 `nn.Linear` in fp8; each row of the input and of the weight has a scale of its own.
+    """A linear layer in fp8; each row of the input and of the weight has a scale of its own.
 
     On the `triton` road (Hopper or newer) a kernel quantizes the input and the library multiplies;
     other roads compute the same in plain torch. It is set once, when a model is loaded.
@@ -37,30 +38,38 @@ class LinearFP8(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, road: Road = "reference") -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None, road: Road) -> None:
         super().__init__()
-        data, scale = quantize_rows_reference(linear.weight.detach())
-        self.register_buffer("weight", data)
-        self.register_buffer("scale", scale)
-        self.bias = linear.bias
+        self.register_buffer("weight", weight.data)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("bias", bias)
         self.road: Road = road
+
+    @classmethod
+    def of(cls, linear: nn.Linear, road: Road = "reference") -> LinearFP8:
+        """A bf16 layer, quantized."""
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(quantize_rows_reference(linear.weight.detach()), bias, road)
 
     def forward(self, x: Tensor | Rows) -> Tensor:
         """`[..., K]`, as it is or quantized already, to `[..., N]` in bf16."""
         weight = Rows(self.weight, self.scale)
         if self.road == "triton":
-            rows = x if isinstance(x, Rows) else Rows(*quantize_rows(x))
+            rows = x if isinstance(x, Rows) else Rows(*quantize_rows(x.contiguous()))
             return linear_fp8(rows, weight, self.bias, torch.bfloat16)
         rows = x if isinstance(x, Rows) else quantize_rows_reference(x)
         return linear_fp8_reference(rows, weight, self.bias, torch.bfloat16)
 
 
-def norm_modulate_rows(x: Tensor, scale: Tensor, shift: Tensor, eps: float, road: Road) -> Rows:
-    """`norm_modulate` for several `LinearFP8` that read the same, quantized once for all."""
+def norm_modulate_rows(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float, road: Road
+) -> Rows:
+    """`norm_modulate` for `LinearFP8`s, quantized once for all that read the same."""
     if road == "triton":
-        return Rows(*norm_modulate_fp8(x, scale, shift, eps))
-    return norm_modulate_fp8_reference(x, scale, shift, eps)
+        return Rows(*norm_modulate_fp8(x, scale, shift, eps, base))
+    return norm_modulate_fp8_reference(x, scale, shift, eps, base)
 
 
 @dataclass(frozen=True)
@@ -76,27 +85,37 @@ class Fp8Report:
 
 
 def convert_linears(
-    model: nn.Module, sample: Callable[[], Tensor], *, keep: Collection[str] = (),
-    road: Road = "reference",
-) -> Fp8Report:  # fmt: skip
-    """Put a `LinearFP8` in place of each `nn.Linear` of `model`, and report what that costs.
+    model: nn.Module, *, keep: Collection[str] = (), road: Road = "reference"
+) -> None:
+    """Put a `LinearFP8` in place of each `nn.Linear` of `model`.
 
-    `keep` names layers, or modules with all that is in them, to leave as they are. `sample` runs
-    the model on typical inputs and gives its output; it is called before and after. Raises
+    `keep` names layers, or modules with all that is in them, to leave as they are. Raises
     `InputError` for a name that is not in the model, and for a layer to be converted that is not in
     bf16 or whose sizes are no multiples of 16; nothing is converted then.
     """
-    linears = dict(_to_convert(model, keep))
-    converted = {name: LinearFP8(linear, road) for name, linear in linears.items()}
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in linears}
+    for name in _to_convert(model, keep):
+        parent, _, child = name.rpartition(".")
+        linear = cast(nn.Linear, model.get_submodule(name))
+        setattr(model.get_submodule(parent), child, LinearFP8.of(linear, road))
+
+
+def measure_fp8(
+    model: nn.Module, sample: Callable[[], Tensor], *, keep: Collection[str] = (),
+    road: Road = "reference",
+) -> Fp8Report:  # fmt: skip
+    """`convert_linears`, and what it costs.
+
+    `sample` runs the model on typical inputs and gives its output; it is called before and after.
+    """
+    sums: dict[str, Tensor] = {}
     with ExitStack() as hooks, torch.no_grad():
-        for name, linear in linears.items():
-            hook = _Comparison(converted[name], sums[name])
+        for name in _to_convert(model, keep):
+            linear = cast(nn.Linear, model.get_submodule(name))
+            sums[name] = torch.zeros(2, dtype=torch.float64)
+            hook = _Comparison(LinearFP8.of(linear, road), sums[name])
             hooks.callback(linear.register_forward_hook(hook).remove)
         wanted = sample().double()
-    for name, layer in converted.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+    convert_linears(model, keep=keep, road=road)
     with torch.no_grad():
         got = sample().double()
     errors = {name: _relative(*pair.tolist()) for name, pair in sums.items()}
@@ -120,7 +139,8 @@ def _relative(difference: float, size: float) -> float:
     return (difference / size) ** 0.5 if size else float(difference > 0)
 
 
-def _to_convert(model: nn.Module, keep: Collection[str]) -> Iterator[tuple[str, nn.Linear]]:
+def _to_convert(model: nn.Module, keep: Collection[str]) -> list[str]:
+    found = []
     names = {name for name, _ in model.named_modules()}
     unknown = sorted(set(keep) - names)
     if unknown:
@@ -139,4 +159,5 @@ def _to_convert(model: nn.Module, keep: Collection[str]) -> Iterator[tuple[str, 
                 f"{name} has {module.in_features} inputs and {module.out_features} outputs; wanted "
                 f"multiples of 16, or its name among those kept"
             )
-        yield name, module
+        found.append(name)
+    return found

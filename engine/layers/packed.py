@@ -36,13 +36,14 @@ LIMIT = 256 << 20
 
 def affordable(module: nn.Module) -> bool:
     """Whether `module` can run here as it was loaded: on a CPU with these kernels, its matrices in
-    bfloat16 and not too large to be copied."""
+    bfloat16, none in fp8, and not too large to be copied."""
     weights = [p for p in module.parameters() if p.dtype == torch.bfloat16]
     size = sum(p.numel() * p.element_size() for p in weights)
     return (
         native.dot_supported()
         and 0 < size <= LIMIT
         and all(p.device.type == "cpu" for p in module.parameters())
+        and all(b.dtype != torch.float8_e4m3fn for b in module.buffers())
     )
 
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from ..layers.road import Road
 
 
-def roads_of(folder: ModelFolder, road: Road, dtype: torch.dtype) -> dict[str, str]:
-    """Which road each of a model's operations takes where `road` was picked for it, in `dtype`; no
-    weights are loaded. Raises `CheckpointError` for a folder that describes no model."""
+def roads_of(
+    folder: ModelFolder, road: Road, dtype: torch.dtype, *, fp8: bool = False
+) -> dict[str, str]:
+    """Which road each of a model's operations takes where `road` was picked for it, in `dtype`, its
+    DiT perhaps in `fp8`; no weights are loaded. Raises `CheckpointError` for a folder that
+    describes no model."""
     dit, vae = _part(folder, "transformer"), _part(folder, "vae")
     fused = road == "triton"
     in_ring = fused and cast(Transformer, dit).in_ring() is not None
-    packed_dit = road == "native" and _packed(dit, dtype)
+    packed_dit = road == "native" and not fp8 and _packed(dit, dtype)
     packed_vae = road == "native" and _packed(vae, dtype)
     on_dit = "triton" if in_ring else "native" if packed_dit else "reference"
     return {
@@ -32,7 +35,7 @@ def roads_of(folder: ModelFolder, road: Road, dtype: torch.dtype) -> dict[str, s
         "VAE convolutions": "triton" if fused else "native" if packed_vae else "library",
         "VAE norms": "reference" if road == "native" and not _rms_normed(vae) else road,
         "pixels": "triton" if fused else "native" if packed_vae else "reference",
-        "projections": "native" if packed_dit else "library",
+        "projections": "fp8" if fp8 else "native" if packed_dit else "library",
     }
 
 

@@ -33,12 +33,16 @@ from .gpu import CudaGpu
 from .makers import GraphedMaker, Maker
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
     from ..layers.road import Road
+    from ..models.wan.in_ring import InRing
     from ..types import Frames
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8 = "fp8"
 _DEVICES = "wanted auto, cpu, cuda or cuda:N"
 
 
@@ -59,13 +63,26 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 where the chip multiplies it natively, else float32."""
+    """ "auto" is bfloat16 where the chip multiplies it natively, else float32; "fp8" is bfloat16
+    for all but the DiT's large products. Raises `InputError` for a name that is none, and
+    `ResourceError` for a GPU without fp8."""
+    if dtype == FP8:
+        _check_fp8(device)
+        return torch.bfloat16
     if dtype == "auto":
         native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; wanted auto, {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype!r} is unknown; wanted auto, {', '.join(DTYPES)}, {FP8}")
     return DTYPES[dtype]
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        raise ResourceError(
+            f"dtype {FP8!r} wants a Hopper GPU (H100) or a newer one; {device} is a "
+            f"{torch.cuda.get_device_name(device)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,14 +112,27 @@ class TorchRunner:
 
     @classmethod
     def load(
-        cls, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype, road: str = "auto"
-    ) -> TorchRunner:
+        cls, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype, road: str = "auto",
+        fp8: bool = False, keep: Collection[str] = (),
+    ) -> TorchRunner:  # fmt: skip
         """Read the parts of a model folder, to run them on `road` (see `pick_road`).
 
-        Raises `CheckpointError` for what does not fit, and what `pick_road` raises.
+        With `fp8` the DiT's linear layers are, but for its `keep_in_bf16` and those that `keep`
+        names. Raises `CheckpointError` for what does not fit, and what `pick_road` and
+        `convert_linears` raise.
         """
         taken = pick_road(road, device, dtype)
-        transformer = load_component(folder, "transformer", device=device, dtype=dtype)
+
+        def load_dit(name: str) -> nn.Module:
+            dit = load_component(folder, name, device=device, dtype=dtype)
+            if fp8:
+                from ..layers.linear_fp8 import convert_linears
+
+                kept = {*cast(ClipTransformer, dit).keep_in_bf16, *keep}
+                convert_linears(dit, keep=kept, road=taken)
+            return dit
+
+        transformer = load_dit("transformer")
         vae = load_component(folder, "vae", device=device, dtype=dtype)
         channels_last(vae)
         text = TextEncoder.load(folder.path, device=device, dtype=dtype)
@@ -110,7 +140,7 @@ class TorchRunner:
             taken, cast(ClipTransformer, transformer), cast(LoadedVAE, vae), text, device, dtype
         )
         if "transformer_2" in folder.classes:
-            second = load_component(folder, "transformer_2", device=device, dtype=dtype)
+            second = load_dit("transformer_2")
             boundary = (folder.boundary_ratio or 0.0) * TRAIN_TIMESTEPS
             runner = replace(runner, low_noise=cast(ClipTransformer, second), boundary=boundary)
         if "image_encoder" in folder.classes:
@@ -173,6 +203,8 @@ class TorchRunner:
             native = self.transformer.native()
             if native is not None:
                 self.denoiser.denoiser = native
+        if self.denoiser.in_place and self.device.type == "cpu":
+            cast("InRing", self.denoiser).join()  # a GPU's weights are changed in place
 
     @property
     def layout(self) -> str:

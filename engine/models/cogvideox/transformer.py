@@ -310,6 +310,19 @@ class CogVideoXTransformer(nn.Module):
         words = text.to(self.dtype).unsqueeze(2)
         return [LayerKV(words, words)]
 
+    @property
+    def keep_in_bf16(self) -> tuple[str, ...]:
+        """What fp8 leaves as it is: what is small, the first block, and the last, whose errors
+        nothing behind them mends."""
+        last = len(self.transformer_blocks) - 1
+        small = ["patch_embed", "time_embedding", "ofs_embedding", "norm_out", "proj_out"]
+        return (
+            *(part for part in small if hasattr(self, part)),
+            "transformer_blocks.0",
+            f"transformer_blocks.{last}",
+            *(f"transformer_blocks.{i}.norm{n}" for i in range(last + 1) for n in (1, 2)),
+        )
+
     def cached(self) -> None:
         """It looks at the past anew in each pass."""
 

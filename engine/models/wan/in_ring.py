@@ -29,9 +29,13 @@ from livereel.kernels.qk_norm_rope import (
     time_rotations,
 )
 
+from ...layers.joined import Joined
+from ...layers.linear_fp8 import LinearFP8, norm_modulate_rows
 from ...transfer import to_device
 
 if TYPE_CHECKING:
+    from livereel.kernels.linear_fp8 import Rows
+
     from ...types import KV, LayerKV, Place, Ring
     from .transformer import Attention, Block, WanTransformer, WanTransformerConfig
 
@@ -101,14 +105,14 @@ def _frames(place: Place) -> range:
 class RingPass:
     """Passes over one chunk, or two, at `positions`."""
 
-    model: WanTransformer
+    dit: InRing
     ring: Ring
     positions: Positions
 
     def flow(self, latents: Tensor, timestep: Tensor, text: KV) -> Tensor:
         """Flow of all latents. Their keys and values go to their own slots, which nobody else sees
         before a pass has cached them."""
-        model = self.model
+        model = self.dit.model
         x, embedding = self._blocks(latents, timestep, text)
         shift, scale = (model.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = norm_modulate(x, scale, shift, model.config.eps)
@@ -129,7 +133,7 @@ class RingPass:
 
     def _blocks(self, latents: Tensor, timestep: Tensor, text: KV) -> tuple[Tensor, Tensor]:
         """The last block's `[B, T, n, D]`, and the timesteps' embedding `[B, 1 or T, D]`."""
-        model = self.model
+        model = self.dit.model
         x = model.tokens(latents).contiguous()
         embedding, modulation = model.condition_embedder.time(
             timestep.reshape(x.shape[0], -1), model.dtype
@@ -138,48 +142,65 @@ class RingPass:
         space = _space(
             height // patch, width // patch, model.config.attention_head_dim, latents.device
         )
+        tables = torch.stack([block.scale_shift_table for block in model.blocks])
+        tables = (tables.unsqueeze(1) + modulation.float()).unsqueeze(4)
         for i, block in enumerate(model.blocks):
-            x = self._block(block, x, modulation, text[i], i, space)
+            x = self._block(block, x, tables[i], text[i], i, space)
         return x, embedding
 
     def _block(
-        self, block: Block, x: Tensor, modulation: Tensor, text: LayerKV, layer: int, space: Tensor
+        self, block: Block, x: Tensor, table: Tensor, text: LayerKV, layer: int, space: Tensor
     ) -> Tensor:
-        table = (block.scale_shift_table + modulation.float()).unsqueeze(3)
+        """`table` is `[B, 1 or T, 6, 1, D]`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
-        y = norm_modulate(x, scale1, shift1, block.eps).flatten(1, 2)
-        y = self._attend(block.attn1, y, layer, space)
+        qkv = self.dit.qkv[layer]
+        y = qkv(_normed(x, scale1, shift1, block.eps, 1.0, *qkv.layers))
+        y = self._attend(block.attn1, *(part.flatten(1, 2) for part in y), layer, space)
         x = gate_residual(x, y.reshape(x.shape), gate1)
 
-        y = x
+        y, cross = x, block.attn2
         if not isinstance(block.norm2, nn.Identity):
             gain, bias = block.norm2.weight.view(1, 1, 1, -1), block.norm2.bias.view(1, 1, 1, -1)
-            y = norm_modulate(x, gain, bias, block.eps, 0.0)
-        x = x + block.attn2.attend(block.attn2.query(y.flatten(1, 2)), text).reshape(x.shape)
+            y = _normed(x, gain, bias, block.eps, 0.0, cross.to_q)
+        x = x + cross.attend(cross.query(y).flatten(1, 2), text).reshape(x.shape)
 
-        y = norm_modulate(x, scale2, shift2, block.eps)
+        y = _normed(x, scale2, shift2, block.eps, 1.0, block.ffn.net[0].proj)
         result: Tensor = gate_residual(x, block.ffn(y), gate2)
         return result
 
-    def _attend(self, attention: Attention, y: Tensor, layer: int, space: Tensor) -> Tensor:
+    def _attend(
+        self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int, space: Tensor
+    ) -> Tensor:
         """Self-attention of `[B, N, D]` to the ring's layer, its own keys and values included."""
-        k, v = self.ring.k[layer].unsqueeze(0), self.ring.v[layer].unsqueeze(0)
+        k_ring, v_ring = self.ring.k[layer].unsqueeze(0), self.ring.v[layer].unsqueeze(0)
         at = self.positions
         q = qk_norm_rope(
-            attention.to_q(y), attention.to_k(y), attention.to_v(y), attention.norm_q.weight,
-            attention.norm_k.weight, at.time, space, at.slots, k, v, self.model.config.eps,
+            q, k, v, attention.norm_q.weight, attention.norm_k.weight, at.time, space, at.slots,
+            k_ring, v_ring, self.dit.model.config.eps,
         )  # fmt: skip
-        y = chunk_attention(q, k, v, at.runs, at.shifts, at.last * k.shape[2])
+        y = chunk_attention(q, k_ring, v_ring, at.runs, at.shifts, at.last * k_ring.shape[2])
         out: Tensor = attention.to_out[0](y.flatten(2))
         return out
 
 
-@dataclass(frozen=True)
 class InRing:
-    """A DiT made to stream; `fits` says which can be."""
+    """A DiT made to stream; `fits` says which can be.
 
-    model: WanTransformer
+    Each block's self-attention has its queries, keys and values from one product, whose weights
+    those of its layers are parts of.
+    """
+
     in_place: ClassVar[bool] = True
+
+    def __init__(self, model: WanTransformer) -> None:
+        self.model = model
+        self.join()
+
+    def join(self) -> None:
+        """Take over weights that were put in place of those before; not needed for such as were
+        changed in place."""
+        attentions = [block.attn1 for block in self.model.blocks]
+        self.qkv = [Joined(each.to_q, each.to_k, each.to_v) for each in attentions]
 
     @staticmethod
     def fits(config: WanTransformerConfig) -> bool:
@@ -197,7 +218,18 @@ class InRing:
     def at(self, places: Sequence[Place], ring: Ring, height: int, width: int) -> RingPass:
         """Passes over one chunk or two."""
         positions = Positions.of(places, ring, self.model.config.attention_head_dim, ring.k.device)
-        return RingPass(self.model, ring, positions)
+        return RingPass(self, ring, positions)
+
+
+def _normed(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float, *readers: nn.Module
+) -> Tensor | Rows:
+    """`norm_modulate`, quantized in the same pass where all that read it are in fp8."""
+    first = readers[0]
+    if isinstance(first, LinearFP8) and all(isinstance(layer, LinearFP8) for layer in readers):
+        return norm_modulate_rows(x, scale, shift, eps, base, first.road)
+    normed: Tensor = norm_modulate(x, scale, shift, eps, base)
+    return normed
 
 
 @lru_cache(maxsize=8)

@@ -30,6 +30,8 @@ from .embedders import ConditionEmbedder, gelu
 from .pictures import condition
 
 if TYPE_CHECKING:
+    from livereel.kernels.linear_fp8 import Rows
+
     from ...types import Encode
     from .in_ring import InRing
     from .native_transformer import NativeTransformer
@@ -134,8 +136,8 @@ class Attention(nn.Module):
             self.add_v_proj = nn.Linear(width, width)
             self.norm_added_k = nn.RMSNorm(width, eps=config.eps)
 
-    def query(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` to normed queries `[B, N, h, d]`."""
+    def query(self, x: Tensor | Rows) -> Tensor:
+        """`[..., D]` to normed queries `[..., h, d]`."""
         return self._split(self.norm_q(self.to_q(x)))
 
     def key_value(self, x: Tensor) -> LayerKV:
@@ -172,7 +174,7 @@ class LinearGELU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(inside, outside)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows) -> Tensor:
         return gelu(self.proj(x))
 
 
@@ -187,7 +189,7 @@ class FeedForward(nn.Module):
             nn.Linear(config.ffn_dim, config.width),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows) -> Tensor:
         y: Tensor = self.net(x)
         return y
 
@@ -433,6 +435,25 @@ class WanTransformer(nn.Module):
     def temporal_patch(self) -> int:
         """Latent frames of a patch."""
         return self.config.patch_size[0]
+
+    @property
+    def keep_in_bf16(self) -> tuple[str, ...]:
+        """What fp8 leaves as it is: what is small or read once a prompt, the first block, and the
+        last, whose errors nothing behind them mends."""
+        attention = self.blocks[0].attn2
+        once = [
+            part
+            for part in ("to_k", "to_v", "add_k_proj", "add_v_proj")
+            if hasattr(attention, part)
+        ]
+        read = [f"blocks.{i}.attn2.{part}" for i in range(len(self.blocks)) for part in once]
+        return (
+            "condition_embedder",
+            "proj_out",
+            "blocks.0",
+            f"blocks.{len(self.blocks) - 1}",
+            *read,
+        )
 
     def cached(self) -> WanTransformer:
         """Itself: it runs over cached keys and values."""

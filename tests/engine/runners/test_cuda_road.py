@@ -5,11 +5,11 @@ These have not run on a GPU yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from livereel.engine.engine import Engine
+from livereel.engine.layers.attention import attention
 from livereel.engine.runners.makers import GraphedMaker
 from livereel.engine.session import Session
+
+if TYPE_CHECKING:
+    from ..conftest import Ran
 
 pytestmark = pytest.mark.gpu
 
@@ -62,6 +66,30 @@ def test_a_gpu_stream_is_close_to_the_cpu_s(demo: Engine) -> None:
     reference = Engine.load("demo", device="cpu", dtype="float32")
     ours, expected = (frames(engine.open(PROMPT, seed=3), 2) for engine in (demo, reference))
     assert np.abs(ours.astype(int) - expected).mean() < 4
+
+
+def test_fp8_takes_its_kernels_and_is_close(demo: Engine, ran: Callable[[], Ran]) -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no fp8")
+    engine = Engine.load("demo", device="cuda", dtype="fp8")
+    with ran() as steps:
+        ours = frames(engine.open(PROMPT, seed=3, steps=1), 2)
+    # Each block's three norms quantize what they give; three other layers their own input.
+    assert steps.ops["norm_modulate_fp8"] == steps.ops["quantize_rows"] > 0
+    expected = frames(demo.open(PROMPT, seed=3, steps=1), 2)
+    assert np.abs(ours.astype(int) - expected).mean() < 4
+
+
+def test_attention_is_cudnn_s_where_that_is_faster() -> None:
+    if torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("this GPU's fastest is torch's own choice")
+    q, k, v = torch.randn(3, 1, 512, 4, 128, device="cuda").bfloat16()
+    attention(q, k, v)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        y = attention(q, k, v)
+    assert any("cudnn" in event.name.lower() for event in seen.events())
+    wanted = attention(q.cpu().double(), k.cpu().double(), v.cpu().double())
+    torch.testing.assert_close(y.cpu().double(), wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_the_host_waits_for_frames_alone_and_memory_stays(demo: Engine) -> None:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from livereel.engine.config import StreamConfig
+from livereel.engine.layers.linear_fp8 import convert_linears
 from livereel.engine.models.wan.in_ring import InRing
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
 from livereel.engine.sampling.gathered import Gathered
 from livereel.engine.sampling.stream import StreamSampler, StreamState
-from livereel.engine.types import StreamDenoiser
+from livereel.engine.sampling.window import KVRing, window_of
+from livereel.engine.types import LayerKV, Place, StreamDenoiser
 
 if TYPE_CHECKING:
     from ...conftest import Ran
@@ -24,11 +27,11 @@ LAYERS, TEXT = 2, 12
 CPU = torch.device("cpu")
 
 
-def tiny_dit() -> WanTransformer:
+def tiny_dit(layers: int = LAYERS) -> WanTransformer:
     torch.manual_seed(0)
     config = WanTransformerConfig(
         num_attention_heads=1, attention_head_dim=64, in_channels=4, out_channels=4,
-        text_dim=TEXT, freq_dim=32, ffn_dim=64, num_layers=LAYERS,
+        text_dim=TEXT, freq_dim=32, ffn_dim=64, num_layers=layers,
     )  # fmt: skip
     dit = WanTransformer(config).eval()
     for name, p in dit.named_parameters():
@@ -37,12 +40,22 @@ def tiny_dit() -> WanTransformer:
     return dit
 
 
-def sampler(denoiser: StreamDenoiser, **changes: Any) -> StreamSampler:
+def halved(dit: WanTransformer) -> WanTransformer:
+    """In bfloat16, but for what is kept in fp32."""
+    for name, p in dit.named_parameters():
+        if not any(part in name for part in WanTransformer.keep_in_fp32):
+            p.data = p.data.bfloat16()
+    return dit
+
+
+def sampler(
+    denoiser: StreamDenoiser, dtype: torch.dtype = torch.float32, **changes: Any
+) -> StreamSampler:
     recipe = {"window": 6, "timesteps": [1000.0, 600.0], "first_chunk_latents": 1, **changes}
     config = StreamConfig.from_dict(recipe)
     return StreamSampler(
         denoiser=denoiser, config=config, channels=4, size=SIZE, device=CPU,
-        dtype=torch.float32, warm_up=1,
+        dtype=dtype, warm_up=1,
     )  # fmt: skip
 
 
@@ -121,6 +134,71 @@ def test_each_op_runs_in_the_kernels(ran: Callable[[], Ran]) -> None:
     with ran() as steady:  # the cache pass is not one of its own
         loop.sample(state, text, None)
     assert steady.ops == first.ops
+
+
+class Launches(TorchDispatchMode):
+    """What makes a tensor: on a GPU each is a kernel. Views of other tensors are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if not func.is_view and name not in ("_unsafe_view", "detach", "sym_size"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@torch.no_grad()
+def test_a_block_launches_no_more_kernels_than_it_must(
+    fp8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted on tensors without memory; torch's RMS norm and attention are one kernel on a GPU."""
+    config = WanTransformerConfig(num_attention_heads=2, ffn_dim=512, num_layers=3)
+    with torch.device("meta"):
+        dit = halved(WanTransformer(config))
+    if fp8:
+        convert_linears(dit, keep=dit.keep_in_bf16, road="triton")
+    with Launches() as counted:
+        for name in ("rms_norm", "scaled_dot_product_attention"):
+
+            def once(x: Tensor, *_: Any, name: str = name) -> Tensor:
+                counted.names.append(name)
+                return x
+
+            monkeypatch.setattr(torch.nn.functional, name, once)
+        meta = torch.device("meta")
+        window = window_of(StreamConfig.from_dict({"window": 6, "timesteps": [1000.0]}))
+        ring = KVRing.empty(window, (3, 6, 8, 2, 128), device=meta, dtype=torch.bfloat16)
+        one = InRing(dit).at([Place(3, 3, (0, 1, 2))], ring, 4, 8)
+        x = torch.empty(1, 3, 8, 256, dtype=torch.bfloat16, device=meta)
+        table = torch.empty(1, 1, 6, 1, 256, device=meta)
+        words = torch.empty(1, 5, 2, 128, dtype=torch.bfloat16, device=meta)
+        space = torch.empty(8, 42, 2, device=meta)
+        counted.names.clear()
+        one._block(dit.blocks[1], x, table, LayerKV(words, words), 1, space)
+    norm = "norm_modulate_fp8" if fp8 else "norm_modulate"
+    product = ["_scaled_mm"] if fp8 else ["addmm"]
+    quantized = ["quantize_rows", *product] if fp8 else product
+    assert counted.names == [
+        norm, *product, "qk_norm_rope", "chunk_attention", *quantized, "gate_residual",
+        norm, *product, "rms_norm", "scaled_dot_product_attention", *quantized, "add",
+        norm, *product, "gelu", *quantized, "gate_residual",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("by_reference")
+@torch.inference_mode()
+def test_a_stream_in_fp8_is_close_to_one_whose_past_is_gathered() -> None:
+    """The ring's norms are quantized before they are rounded to bfloat16, the other's behind."""
+    dit = halved(tiny_dit(layers=4))
+    convert_linears(dit, keep=dit.keep_in_bf16)
+    expected = streamed(sampler(Gathered(dit), dtype=torch.bfloat16), 3, joined=False)
+    ours = streamed(sampler(InRing(dit), dtype=torch.bfloat16), 3, joined=True)
+    for own, wanted in zip(ours, expected, strict=True):
+        assert (own - wanted).norm() / wanted.norm() < 0.1
 
 
 @pytest.mark.usefixtures("by_reference")
