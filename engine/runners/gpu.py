@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from typing import Protocol, TypeVar
 
 import torch
@@ -31,11 +32,16 @@ class Gpu(Protocol):
     def beside(self) -> AbstractContextManager[None]:
         """Work in the second stream, once all that the main one has been given by now is done."""
 
-    def arrival(self, x: Tensor, out: Tensor) -> Callable[[], None]:
-        """Copy `x` to pinned `out` in the order of the present stream; what it gives waits."""
+    def arrival(self) -> Callable[[], None]:
+        """What waits until the present stream has done all that it has been given by now."""
 
     def pinned(self, like: Tensor) -> Tensor:
         """Memory on the host, of the shape and dtype of a tensor, that copies need not wait for."""
+
+
+_capturing = Lock()
+"""Before it records, torch waits for the device and gives unused memory back, which would disturb
+another thread's recording."""
 
 
 class CudaGpu:
@@ -44,6 +50,8 @@ class CudaGpu:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._second = torch.cuda.Stream(device)
+        # torch's own is of the device that the process first captured on, whatever this one is.
+        self._recorded = torch.cuda.Stream(device)
         self._pools = {beside: torch.cuda.graph_pool_handle() for beside in (False, True)}
 
     def capture(
@@ -52,8 +60,10 @@ class CudaGpu:
         """See `Gpu.capture`."""
         graph, pool = torch.cuda.CUDAGraph(), self._pools[beside]
         # Other threads of the process may go on using the device.
-        recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        with torch.cuda.device(self._device), recording:
+        recording = torch.cuda.graph(
+            graph, pool=pool, stream=self._recorded, capture_error_mode="thread_local"
+        )
+        with _capturing, torch.cuda.device(self._device), recording:
             results = function()
         return results, graph.replay
 
@@ -64,11 +74,10 @@ class CudaGpu:
         with torch.cuda.stream(self._second):
             yield
 
-    def arrival(self, x: Tensor, out: Tensor) -> Callable[[], None]:
+    def arrival(self) -> Callable[[], None]:
         """See `Gpu.arrival`."""
-        out.copy_(x, non_blocking=True)
         event = torch.cuda.Event(blocking=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 
     def pinned(self, like: Tensor) -> Tensor:
