@@ -14,7 +14,9 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.sh"
 
 
-@pytest.mark.parametrize(("code", "stages"), [(0, ["--test", "--stream"]), (7, ["--kernels"])])
+@pytest.mark.parametrize(
+    ("code", "stages"), [(0, ["--test", "--stream", "--cogvideox"]), (7, ["--kernels"])]
+)
 def test_each_stage_stands_alone_and_leaves_its_outcome(
     tmp_path: Path, code: int, stages: list[str]
 ) -> None:
@@ -43,4 +45,5 @@ def test_each_stage_stands_alone_and_leaves_its_outcome(
 
 def test_an_unknown_flag_gets_the_usage(tmp_path: Path) -> None:
     done = subprocess.run(["bash", str(SCRIPT), "--fly"], capture_output=True, text=True)
-    assert done.returncode == 2 and "[--build] [--test] [--kernels] [--stream]" in done.stdout
+    flags = "[--build] [--test] [--kernels] [--stream] [--cogvideox] [--out FOLDER]"
+    assert done.returncode == 2 and flags in done.stdout and done.stdout.endswith("own files.\n")
