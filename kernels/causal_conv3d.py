@@ -298,6 +298,10 @@ LAYERS = (
 """Where the time of Wan's decoder goes."""
 
 
+COGVIDEOX = tuple(replace(LAYERS[5], c_in=c, c_out=c) for c in (128, 512))
+"""The narrowest and the widest layers of CogVideoX's decoder."""
+
+
 def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
     optional = {
         "p_residual": layer.residual,
@@ -328,7 +332,7 @@ def _shipped(layer: ConvCall, config: Config, sms: tuple[int, ...]) -> Shipped:
 
 
 SHIPPED = (
-    *(_shipped(layer, layer.runs(), (90,)) for layer in LAYERS),
+    *(_shipped(layer, layer.runs(), (90,)) for layer in (*LAYERS, *COGVIDEOX)),
     *(_shipped(layer, layer.pixels(), (80, 100, 120)) for layer in LAYERS[1:4:2]),
     _shipped(LAYERS[4], LAYERS[4].pixels(), (90,)),
 )

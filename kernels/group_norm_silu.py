@@ -4,7 +4,11 @@ The norm of CogVideoX's VAE and of motion modules; its statistics see all frames
 He, "Group Normalization" (2018). Statistics are summed in a fixed order, so that a replayed stream
 gives the same frames to the bit.
 
-Shapes: B batch, T frames, H W space, C channels, G groups.
+Activations may have a *gutter*, a column of zeros behind each row (see `causal_conv3d`). It does
+not count, and is written as zeros.
+
+Shapes: B batch, T frames, H W space, C channels, G groups; P pixels from one row's start to the
+next's, W or with a gutter W + 1.
 """
 
 from __future__ import annotations
@@ -26,13 +30,23 @@ _CHANNELS = (128, 256, 512)
 
 
 def group_norm_silu_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, gutter: bool = False
 ) -> Tensor:
     """`silu(group_norm(x))` of `[B, T, H, W, C]`, as `group_norm_silu`."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    first = x.to(wide).movedim(-1, 1)
+    first = (x[..., :-1, :] if gutter else x).to(wide).movedim(-1, 1)
     normed = F.group_norm(first, groups, weight.to(wide), bias.to(wide), eps)
-    return F.silu(normed).movedim(1, -1).contiguous().to(x.dtype)
+    y = F.silu(normed).movedim(1, -1).contiguous().to(x.dtype)
+    return F.pad(y, (0, 0, 0, 1)) if gutter else y
+
+
+@jit
+def _counted(first: tl.tensor, end: tl.tensor, P: int, GUTTER: tl.constexpr) -> tl.tensor:
+    """How many pixels from `first` to before `end` are part of a picture."""
+    count = end - first
+    if GUTTER:
+        count -= end // P - first // P
+    return count
 
 
 @jit
@@ -41,14 +55,16 @@ def _moments_kernel(
     p_moments: tl.tensor,
     pixels: int,
     slab: int,
+    P: int,
+    GUTTER: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
     """Mean and summed squares of deviations of each channel in one slab of `slab` pixels.
 
-    What is summed is the distance to the slab's first pixel, so that a mean far from zero costs no
-    digits. `p_moments` is `[B, slabs, 2, C]`.
+    What is summed is the distance to the slab's first pixel (its second, if that is the gutter's),
+    so that a mean far from zero costs no digits. `p_moments` is `[B, slabs, 2, C]`.
     """
     i_slab, i_batch = tl.program_id(0), tl.program_id(1)
     i_row = tl.arange(0, ROWS)
@@ -57,12 +73,17 @@ def _moments_kernel(
     first = i_slab * slab
     count = tl.minimum(slab, pixels - first)
     p_x += (i_batch.to(tl.int64) * pixels + first) * CHANNELS
-    b_origin = tl.load(p_x + i_col, mask=inside, other=0.0).to(tl.float32)
+    p_origin = p_x
+    if GUTTER:  # behind the last row nothing follows
+        p_origin += tl.where((first % P == P - 1) & (count > 1), CHANNELS, 0)
+    b_origin = tl.load(p_origin + i_col, mask=inside, other=0.0).to(tl.float32)
 
     b_sums = tl.zeros([ROWS, BLOCK], tl.float32)
     b_squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in range(0, count, ROWS):
         mask = (i + i_row < count)[:, None] & inside[None, :]
+        if GUTTER:
+            mask = mask & ((first + i + i_row) % P != P - 1)[:, None]
         at = (i + i_row)[:, None] * CHANNELS + i_col[None, :]
         b_x = tl.load(p_x + at, mask=mask, other=0.0).to(tl.float32)
         b_x = tl.where(mask, b_x - b_origin[None, :], 0.0)
@@ -70,9 +91,10 @@ def _moments_kernel(
         b_squares += b_x * b_x
     b_sum = tl.sum(b_sums, axis=0)
     b_square = tl.sum(b_squares, axis=0)
+    real = tl.maximum(_counted(first, first + count, P, GUTTER), 1)
     p_moments += (i_batch * tl.num_programs(0) + i_slab) * 2 * CHANNELS
-    tl.store(p_moments + i_col, b_origin + b_sum / count, mask=inside)
-    tl.store(p_moments + CHANNELS + i_col, b_square - b_sum * b_sum / count, mask=inside)
+    tl.store(p_moments + i_col, b_origin + b_sum / real, mask=inside)
+    tl.store(p_moments + CHANNELS + i_col, b_square - b_sum * b_sum / real, mask=inside)
 
 
 @jit
@@ -82,8 +104,10 @@ def _combine_kernel(
     pixels: int,
     slab: int,
     slabs: int,
+    P: int,
     groups: int,
     eps: float,
+    GUTTER: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -97,13 +121,14 @@ def _combine_kernel(
     i_group, i_batch = tl.program_id(0), tl.program_id(1)
     i_row, i_col = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     p_moments += i_batch.to(tl.int64) * slabs * 2 * CHANNELS + i_group * WIDTH
-    total = (pixels * 1.0) * WIDTH
+    total = _counted(0, pixels, P, GUTTER) * 1.0 * WIDTH
 
     b_sums = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in range(0, slabs, ROWS):
         mask = (i + i_row < slabs)[:, None] & (i_col < WIDTH)[None, :]
         at = (i + i_row)[:, None] * (2 * CHANNELS) + i_col[None, :]
-        b_count = tl.minimum(slab, pixels - (i + i_row) * slab).to(tl.float32)
+        b_first = (i + i_row) * slab
+        b_count = _counted(b_first, tl.minimum(b_first + slab, pixels), P, GUTTER).to(tl.float32)
         b_sums += tl.load(p_moments + at, mask=mask, other=0.0) * b_count[:, None]
     mean = tl.sum(tl.sum(b_sums, axis=1), axis=0) / total
 
@@ -111,7 +136,8 @@ def _combine_kernel(
     for i in range(0, slabs, ROWS):
         mask = (i + i_row < slabs)[:, None] & (i_col < WIDTH)[None, :]
         at = (i + i_row)[:, None] * (2 * CHANNELS) + i_col[None, :]
-        b_count = tl.minimum(slab, pixels - (i + i_row) * slab).to(tl.float32)
+        b_first = (i + i_row) * slab
+        b_count = _counted(b_first, tl.minimum(b_first + slab, pixels), P, GUTTER).to(tl.float32)
         b_off = tl.load(p_moments + at, mask=mask, other=0.0) - mean
         b_within = tl.load(p_moments + CHANNELS + at, mask=mask, other=0.0)
         b_squares += tl.where(mask, b_within + b_off * b_off * b_count[:, None], 0.0)
@@ -130,7 +156,9 @@ def _group_norm_silu_kernel(
     p_bias: tl.tensor,
     p_out: tl.tensor,
     pixels: int,
+    P: int,
     groups: int,
+    GUTTER: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -152,15 +180,20 @@ def _group_norm_silu_kernel(
     b_bias = tl.load(p_bias + i_col, mask=inside, other=0.0).to(tl.float32)
     b_x = tl.load(p_x + start + at, mask=mask, other=0.0).to(tl.float32)
     b_out = silu((b_x - b_mean[None, :]) * b_gain[None, :] + b_bias[None, :])
+    if GUTTER:
+        b_out = tl.where(((i_first + i_row) % P == P - 1)[:, None], 0.0, b_out)
     tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("livereel::group_norm_silu", mutates_args=())
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, gutter: bool = False
+) -> Tensor:
     """`silu(group_norm(x))` in the dtype of `x`, statistics over T, H, W and a group, on CUDA.
 
     `x` `[B, T, H, W, C]`, contiguous, bf16, fp16 or fp32; `weight` and `bias` `[C]`, each one of
-    these. Raises `ValueError` for anything else, and when `groups` do not divide the channels.
+    these. With `gutter`, `x` and the result are `[B, T, H, W + 1, C]`. Raises `ValueError` for
+    anything else, and when `groups` do not divide the channels.
     """
     check_device("group_norm_silu", x, weight, bias)
     check_group_norm("group_norm_silu", x, weight, bias, groups)
@@ -168,7 +201,7 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
     out = torch.empty_like(x)
     if x.numel() == 0:
         return out
-    stats = group_statistics(x, groups, eps)
+    stats = group_statistics(x, groups, eps, gutter)
     pixels = x.numel() // (batch * channels)
     default = _apply_default(channels)
     config = configuration("group_norm_silu", f"C{channels}", default, x.device)
@@ -181,7 +214,9 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
             bias,
             out,
             pixels,
+            x.shape[3],
             groups,
+            GUTTER=int(gutter),
             CHANNELS=channels,
             WIDTH=channels // groups,
             BLOCK=config["block"],
@@ -192,7 +227,9 @@ def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
 
 
 @group_norm_silu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, gutter: bool = False
+) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -206,7 +243,7 @@ def check_group_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor, groups: i
         raise ValueError(f"{op} wants groups that divide {channels} channels; got {groups}")
 
 
-def group_statistics(x: Tensor, groups: int, eps: float) -> Tensor:
+def group_statistics(x: Tensor, groups: int, eps: float, gutter: bool = False) -> Tensor:
     """Mean and 1 / sqrt(variance + eps) of each group of `[B, T, H, W, C]`: fp32 `[B, 2, G]`."""
     batch, channels = x.shape[0], x.shape[-1]
     pixels = x.numel() // (batch * channels)
@@ -226,6 +263,8 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> Tensor:
             moments,
             pixels,
             slab,
+            x.shape[3],
+            GUTTER=int(gutter),
             CHANNELS=channels,
             BLOCK=block,
             ROWS=rows,
@@ -237,8 +276,10 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> Tensor:
             pixels,
             slab,
             slabs,
+            x.shape[3],
             groups,
             eps,
+            GUTTER=int(gutter),
             CHANNELS=channels,
             WIDTH=width,
             BLOCK=combine_block,
@@ -269,13 +310,17 @@ def _combine_tile(width: int) -> tuple[int, int]:
 def _shipped(channels: int, groups: int = 32) -> tuple[Shipped, ...]:
     width = channels // groups
     statistics, apply = _statistics_default(channels), _apply_default(channels)
-    sizes = {"CHANNELS": channels, "WIDTH": width}
+    sizes = {"GUTTER": 1, "CHANNELS": channels, "WIDTH": width}
     moments = Shipped(
         name=f"moments-bf16-C{channels}",
         kernel=_moments_kernel,
-        signature={"p_x": "*bf16:16", "p_moments": "*fp32:16", "pixels": "i32", "slab": "i32:16"},
+        signature={
+            "p_x": "*bf16:16", "p_moments": "*fp32:16", "pixels": "i32", "slab": "i32:16",
+            "P": "i32",
+        },
         constants={
-            "CHANNELS": channels, "BLOCK": statistics["block"], "ROWS": statistics["rows"],
+            "GUTTER": 1, "CHANNELS": channels, "BLOCK": statistics["block"],
+            "ROWS": statistics["rows"],
         },
         num_warps=statistics["num_warps"],
     )  # fmt: skip
@@ -285,7 +330,7 @@ def _shipped(channels: int, groups: int = 32) -> tuple[Shipped, ...]:
         kernel=_combine_kernel,
         signature={
             "p_moments": "*fp32:16", "p_stats": "*fp32:16", "pixels": "i32", "slab": "i32:16",
-            "slabs": "i32", "groups": "i32:16", "eps": "fp32",
+            "slabs": "i32", "P": "i32", "groups": "i32:16", "eps": "fp32",
         },
         constants={**sizes, "BLOCK": block, "ROWS": rows},
     )  # fmt: skip
@@ -293,7 +338,13 @@ def _shipped(channels: int, groups: int = 32) -> tuple[Shipped, ...]:
     normed = Shipped(
         name=f"apply-bf16-C{channels}",
         kernel=_group_norm_silu_kernel,
-        signature={**pointers, "p_stats": "*fp32:16", "pixels": "i32", "groups": "i32:16"},
+        signature={
+            **pointers,
+            "p_stats": "*fp32:16",
+            "pixels": "i32",
+            "P": "i32",
+            "groups": "i32:16",
+        },
         constants={**sizes, "BLOCK": apply["block"], "ROWS": apply["rows"]},
         num_warps=apply["num_warps"],
     )

@@ -7,6 +7,8 @@ convolutions run on the latent as it is (one matrix product, 64 times fewer pixe
 end) and this op looks the results up; nothing is resized in memory. In the decoder SiLU always
 follows.
 
+As in `group_norm_silu`, activations may have a gutter.
+
 Shapes: B batch, T frames, H W space, C channels; t h w the latent's frames and space.
 """
 
@@ -30,9 +32,11 @@ _CHANNELS = (128, 256, 512)
 
 
 def spatial_norm_reference(
-    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> Tensor:
+    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
+    gutter: bool = False,
+) -> Tensor:  # fmt: skip
     """`silu(group_norm(x) gain + shift)`, as `spatial_norm`."""
+    x = x[..., :-1, :] if gutter else x
     every, lone, down, across = _ratios(x, modulation)
     wide = torch.promote_types(x.dtype, torch.float32)
     first = x.to(wide).movedim(-1, 1)
@@ -41,7 +45,8 @@ def spatial_norm_reference(
     seen = modulation.to(wide)[:, frames]
     seen = seen.repeat_interleave(down, 2).repeat_interleave(across, 3)
     gain, shift = seen.chunk(2, dim=-1)
-    return F.silu(normed * gain + shift).contiguous().to(x.dtype)
+    y = F.silu(normed * gain + shift).contiguous().to(x.dtype)
+    return F.pad(y, (0, 0, 0, 1)) if gutter else y
 
 
 @jit
@@ -61,6 +66,7 @@ def _spatial_norm_kernel(
     every: int,
     lone: int,
     down: int,
+    GUTTER: tl.constexpr,
     ACROSS: tl.constexpr,
     CHANNELS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -69,8 +75,9 @@ def _spatial_norm_kernel(
 ) -> None:
     """A program takes `BLOCK` of the channels of `ROWS` pixels side by side in one picture row.
 
-    A latent frame serves `every` frames, but for the first where it stands alone (`lone` is 1); a
-    latent pixel serves `down` x `ACROSS` pixels; a group is `WIDTH` channels.
+    Of a row's `width` pixels the last is its gutter, if it has one. A latent frame serves `every`
+    frames, but for the first where it stands alone (`lone` is 1); a latent pixel serves `down` x
+    `ACROSS` pixels; a group is `WIDTH` channels.
     """
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     i_first = tl.program_id(0) // BLOCKS * ROWS
@@ -80,6 +87,7 @@ def _spatial_norm_kernel(
     i_col = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
     inside = i_col < CHANNELS
     mask = (i_first + i_row < width)[:, None] & inside[None, :]
+    real = (i_first + i_row < width - GUTTER)[:, None] & inside[None, :]
     at = i_row[:, None] * CHANNELS + i_col[None, :]
     line = i_frame.to(tl.int64) * tl.num_programs(1) + i_y
     start = (line * width + i_first) * CHANNELS
@@ -88,8 +96,8 @@ def _spatial_norm_kernel(
     line = (i_batch * latent_frames + i_latent).to(tl.int64) * latent_height + i_y // down
     p_modulation += line * latent_width * (2 * CHANNELS)
     seen = ((i_first + i_row) // ACROSS)[:, None] * (2 * CHANNELS) + i_col[None, :]
-    b_gain = tl.load(p_modulation + seen, mask=mask, other=0.0).to(tl.float32)
-    b_shift = tl.load(p_modulation + CHANNELS + seen, mask=mask, other=0.0).to(tl.float32)
+    b_gain = tl.load(p_modulation + seen, mask=real, other=0.0).to(tl.float32)
+    b_shift = tl.load(p_modulation + CHANNELS + seen, mask=real, other=0.0).to(tl.float32)
 
     p_stats += i_batch * 2 * groups
     b_mean = tl.load(p_stats + i_col // WIDTH, mask=inside, other=0.0)
@@ -98,32 +106,34 @@ def _spatial_norm_kernel(
     b_bias = tl.load(p_bias + i_col, mask=inside, other=0.0).to(tl.float32)
     b_x = tl.load(p_x + start + at, mask=mask, other=0.0).to(tl.float32)
     b_y = (b_x - b_mean[None, :]) * b_weight[None, :] + b_bias[None, :]
-    b_out = silu(b_y * b_gain + b_shift)
+    b_out = tl.where(real, silu(b_y * b_gain + b_shift), 0.0)
     tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("livereel::spatial_norm", mutates_args=())
 def spatial_norm(
-    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> Tensor:
+    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
+    gutter: bool = False,
+) -> Tensor:  # fmt: skip
     """`silu(group_norm(x) gain + shift)` in the dtype of `x`, on CUDA.
 
     `x` `[B, T, H, W, C]`, contiguous, bf16, fp16 or fp32, with statistics over T, H, W and a group;
     `weight` and `bias` `[C]` are the group norm's. `modulation` `[B, t, h, w, 2 C]`, contiguous, in
     the dtype of `x`, holds gains and then shifts; H and W are multiples of h and w. T is a multiple
     of t or, when it is odd and more than 1, T - 1 is one of t - 1 and the first latent frame serves
-    the first frame alone. Raises `ValueError` for anything else.
+    the first frame alone. With `gutter`, `x` and the result are `[B, T, H, W + 1, C]`. Raises
+    `ValueError` for anything else.
     """
     check_device("spatial_norm", x, modulation, weight, bias)
     check_group_norm("spatial_norm", x, weight, bias, groups)
-    every, lone, down, across = _ratios(x, modulation)
+    every, lone, down, across = _ratios(x[..., :-1, :] if gutter else x, modulation)
     batch, frames, height, width, channels = x.shape
     if modulation.dtype != x.dtype or not modulation.is_contiguous():
         raise ValueError(
             f"spatial_norm wants modulation contiguous in {x.dtype}; got {describe(modulation)}"
         )
     out = torch.empty_like(x)
-    stats = group_statistics(x, groups, eps)
+    stats = group_statistics(x, groups, eps, gutter)
     config = configuration("spatial_norm", f"C{channels}", _default(channels), x.device)
     block, rows = config["block"], config["rows"]
     grid = (
@@ -146,6 +156,7 @@ def spatial_norm(
             every,
             lone,
             down,
+            GUTTER=int(gutter),
             ACROSS=across,
             CHANNELS=channels,
             WIDTH=channels // groups,
@@ -158,8 +169,9 @@ def spatial_norm(
 
 @spatial_norm.register_fake
 def _(
-    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-) -> Tensor:
+    x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
+    gutter: bool = False,
+) -> Tensor:  # fmt: skip
     return torch.empty_like(x)
 
 
@@ -204,6 +216,7 @@ def _shipped(channels: int) -> Shipped:
             **dict.fromkeys(numbers, "i32"),
         },
         constants={
+            "GUTTER": 1,
             "ACROSS": 8 * 128 // channels,
             "CHANNELS": channels,
             "WIDTH": channels // 32,

@@ -258,7 +258,7 @@ _LAYERS = ((384, 192), (192, 96))
 """Channels of the decoder of Wan 2.1."""
 
 SHIPPED = (
-    *(_shipped(*layer, _runs(layer[1]), (90,)) for layer in _LAYERS),
+    *(_shipped(*layer, _runs(layer[1]), (90,)) for layer in (*_LAYERS, (256, 256))),
     _shipped(192, 96, _pixels(192, 96), (80, 100, 120)),
 )
 

@@ -84,6 +84,23 @@ def test_other_configurations(
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("slabs", [1, 7, 30])
+def test_a_gutter_does_not_count_and_stays_zero(
+    slabs: int, assert_rounded: Callable[[Tensor, Tensor], None]
+) -> None:
+    x, weight, bias = make((2, 2, 3, 5, 12), torch.float32, torch.device("cpu"))
+    x[..., -1, :] = 100.0
+    truth = formula(x[..., :-1, :], weight, bias, 4, 1e-6)
+    outs = [group_norm_silu_reference(x, weight, bias, 4, 1e-6, gutter=True)]
+    small = {"block": 16, "rows": 1, "num_warps": 4, "slabs": slabs}
+    with forced("group_statistics", small):  # a slab may be a gutter's pixel alone
+        outs.append(group_norm_silu(x, weight, bias, 4, 1e-6, gutter=True))
+    for out in outs:
+        assert out.shape == x.shape and not out[..., -1, :].any()
+        assert_rounded(out[..., :-1, :], truth)
+
+
+@pytest.mark.interpreter
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 1, 8, 16, 8) + 1000

@@ -117,6 +117,22 @@ def test_other_configurations(
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("rows", [2, 16])
+def test_a_gutter_does_not_count_and_stays_zero(
+    rows: int, assert_rounded: Callable[[Tensor, Tensor], None]
+) -> None:
+    x, *others = make((2, 3, 4, 6, 12), (2, 2, 3), torch.float32, torch.device("cpu"))
+    truth = formula(x, *others, 2, 1e-6)
+    x = F.pad(x, (0, 0, 0, 1), value=100.0)
+    outs = [spatial_norm_reference(x, *others, 2, 1e-6, gutter=True)]
+    with forced("spatial_norm", {"block": 4, "rows": rows, "num_warps": 4}):
+        outs.append(spatial_norm(x, *others, 2, 1e-6, gutter=True))
+    for out in outs:
+        assert out.shape == x.shape and not out[..., -1, :].any()
+        assert_rounded(out[..., :-1, :], truth)
+
+
+@pytest.mark.interpreter
 def test_passes_torchs_checks_of_custom_ops() -> None:
     arguments = make((1, 3, 2, 2, 8), (2, 1, 1), torch.float32, torch.device("cpu"))
     torch.library.opcheck(spatial_norm, (*arguments, 2, 1e-6))

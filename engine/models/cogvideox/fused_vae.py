@@ -4,8 +4,11 @@ The same function as `vae.CogVideoXVAE`, whose weights it uses. A norm needs sta
 chunk, so none can be part of the convolution before it, as in Wan's VAE. The decoder's norms take
 gains and biases from the latents' own resolution and look them up pixel by pixel.
 
+Between launches a picture's rows have one column of zeros behind them, so that convolutions load
+runs of pixels (`kernels/causal_conv3d.py`); caches hold frames of this kind.
+
 Shapes: B batch, C channels, T latent frames, F pixel frames, H W space; activations are
-`[B, T, H, W, C]`.
+`[B, T, H, W + 1, C]`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from livereel.kernels.causal_conv3d import causal_conv3d
+from livereel.kernels.causal_conv3d import add_gutter, causal_conv3d
 from livereel.kernels.group_norm_silu import group_norm_silu
 from livereel.kernels.spatial_norm import spatial_norm
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
@@ -42,7 +45,7 @@ class Conv:
         if past is None:
             past = x[:, :1].expand(-1, self.history, -1, -1, -1)
         y: Tensor
-        y, _, kept = causal_conv3d(x, past, self.weight, self.bias, residual)
+        y, _, kept = causal_conv3d(x, past, self.weight, self.bias, residual, gutter=True)
         tape.put(kept)
         return y
 
@@ -65,13 +68,13 @@ class Norm:
         self.groups = plain.num_groups
 
     def __call__(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
-        """`[B, T, H, W, C]` to the same; `latents` `[B, t, h, w, C']`."""
+        """`[B, T, H, W + 1, C]` to the same; `latents` `[B, t, h, w, C']`."""
         own = self.weight, self.bias, self.groups, vae.EPS
         y: Tensor
         if self.pixelwise is None or latents is None:
-            y = group_norm_silu(x, *own)
+            y = group_norm_silu(x, *own, gutter=True)
         else:
-            y = spatial_norm(x, F.linear(latents, *self.pixelwise), *own)
+            y = spatial_norm(x, F.linear(latents, *self.pixelwise), *own, gutter=True)
         return y
 
 
@@ -90,7 +93,7 @@ class Residual:
     def step(self, x: Tensor, latents: Tensor | None, tape: CacheTape) -> Tensor:
         y = self.conv1.step(self.norm1(x, latents), tape)
         if self.shortcut is not None:
-            x = F.linear(x, *self.shortcut)
+            x = F.linear(x, *self.shortcut)  # its gutter is not zero; that of the next result is
         return self.conv2.step(self.norm2(y, latents), tape, residual=x)
 
 
@@ -108,7 +111,7 @@ class Down:
             lone = int(tape.first)
             pairs = (x[:, lone::2] + x[:, lone + 1 :: 2]) / 2
             x = torch.cat([x[:, :lone], pairs], dim=1)
-        y: Tensor = causal_conv3d(x, None, self.weight, self.bias, stride=2)[0]
+        y: Tensor = causal_conv3d(x, None, self.weight, self.bias, stride=2, gutter=True)[0]
         return y
 
 
@@ -121,7 +124,7 @@ class Up:
         self.time = layer.time
 
     def step(self, x: Tensor, latents: Tensor | None, tape: CacheTape) -> Tensor:
-        y: Tensor = upsample2x_conv(x, self.phases, self.bias)[0]
+        y: Tensor = upsample2x_conv(x, self.phases, self.bias, gutter=True)[0]
         return vae.repeated(y, first=tape.first, dim=1).contiguous() if self.time else y
 
 
@@ -151,10 +154,11 @@ class Half:
         # A copy in any case: a single pixel's strides may pass for contiguous and yet be others.
         x = x.permute(0, 2, 3, 4, 1).clone(memory_format=torch.contiguous_format)
         latents = x if self.spatial else None
-        x = self.conv_in.step(x, tape)
+        x = self.conv_in.step(add_gutter(x), tape)
         for layer in self.layers:
             x = layer.step(x, latents, tape)
-        return self.conv_out.step(self.norm_out(x, latents), tape).permute(0, 4, 1, 2, 3)
+        y = self.conv_out.step(self.norm_out(x, latents), tape)
+        return y[..., :-1, :].permute(0, 4, 1, 2, 3)
 
 
 class FusedVAE:
