@@ -1,4 +1,4 @@
-"""The command line: `livereel generate`, `serve`, `info`, `eval`, `convert` and more.
+"""The command line: `livereel generate`, `batch`, `serve`, `info`, `eval`, `convert` and more.
 
 Each command is a module with `add` (its options) and `run` (its work). Options are checked before
 anything heavy is imported, so that a mistake is told at once. Errors are one line on stderr.
@@ -16,9 +16,9 @@ from typing import NoReturn, TextIO
 from .. import __version__
 from ..errors import InputError, LiveReelError
 from ..memory import shortage_told
-from . import bench, convert, embed, eval, export, generate, info, serve, tune
+from . import batch, bench, convert, embed, eval, export, generate, info, serve, tune
 
-_COMMANDS = (generate, serve, info, eval, convert, export, embed, tune, bench)
+_COMMANDS = (generate, batch, serve, info, eval, convert, export, embed, tune, bench)
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
