@@ -38,6 +38,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_sequence_length": (1, 4096, True),
     "width": (8, MAX_SIDE, True),
     "height": (8, MAX_SIDE, True),
+    "control_channels": (0, 64, True),
 }
 _MAX_TIMESTEPS = 1000
 
@@ -57,7 +58,10 @@ class StreamConfig:
     then their signal-to-noise ratio's. `context_noise` is the time of the pass that writes clean
     K/V.
     `guidance_scale` 1.0 means no classifier-free guidance. `width` and `height` are the native
-    picture size in pixels, `fps` frames a second, `max_sequence_length` text tokens.
+    picture size in pixels, `fps` frames a second, `max_sequence_length` text tokens. A DiT that
+    follows tracks has `control_channels`, as many as a latent frame has frames
+    (`livereel.engine.sampling.track`); where `control_wraps`, what leaves the picture at one edge
+    comes in at the other.
 
     Raises `InputError` for a value of the wrong type or out of bounds.
     """
@@ -77,6 +81,8 @@ class StreamConfig:
     max_sequence_length: int = 512
     width: int = 832
     height: int = 480
+    control_channels: int = 0
+    control_wraps: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high, whole) in _BOUNDS.items():
@@ -84,6 +90,8 @@ class StreamConfig:
         _check_timesteps(self.timesteps)
         if self.solver not in get_args(Solver):
             raise InputError(f"solver must be one of {get_args(Solver)}, got {self.solver!r}")
+        if not isinstance(self.control_wraps, bool):
+            raise InputError(f"control_wraps must be true or false, got {self.control_wraps!r:.40}")
         if self.first_chunk_latents > self.chunk_latents:
             raise InputError(
                 f"first_chunk_latents must be at most chunk_latents ({self.chunk_latents}), "
@@ -102,6 +110,8 @@ class StreamConfig:
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON has them; `from_dict` gives the same config back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.control_channels:
+            del values["control_channels"], values["control_wraps"]
         return {**values, "timesteps": list(self.timesteps)}
 
     @classmethod

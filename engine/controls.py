@@ -16,6 +16,8 @@ from .sampling.noise import SEED_LIMIT
 from .text.cleaning import MAX_CHARACTERS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .config import StreamConfig
     from .runners.loras import Loras
     from .types import Frames
@@ -34,6 +36,7 @@ class Update:
     recache: bool = False
     strength: float | None = None
     loras: Mapping[str, float] | None = None
+    control: Tensor | None = None
     reset: bool = False
     cut: bool = False
     image: Frames | None = None

@@ -30,6 +30,7 @@ from .native import Pacer
 from .runners.watch import Watch
 from .sampling import schedule
 from .sampling.stream import fed_frames, given_chunk
+from .sampling.track import read_track
 from .state import fill_state, save_state
 from .types import Chunk, ChunkStats
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .runners.loras import Loras
     from .runners.runner import Runner
     from .sampling.stream import StreamState
+    from .sampling.track import Position
     from .types import KV, Frames
 
 _FEED_CHUNKS = 2
@@ -116,11 +118,15 @@ class Session:
         recache: bool = False,
         strength: float | None = None,
         loras: Mapping[str, float] | None = None,
+        control: Position | Sequence[Position] = None,
         at: int | None = None,
     ) -> None:
         """Change the prompt, the noise or the number of passes from the next chunk on, in a session
         that is fed frames the `strength` by which they are changed, and which `loras` of the
-        engine's are used, by their strengths, in place of those before.
+        engine's are used, by their strengths, in place of those before. `control` says where the
+        object shall be, of a model that follows: (x, y) in shares of width and height, to which it
+        goes evenly within one chunk, or such positions frame by frame (None leaves one open), of
+        which the last holds on. An empty sequence lets go.
 
         With `at` it waits for the first chunk that begins with frame number `at` or a later one.
         `recache` runs the window once more under the new prompt, so that the old one's traces leave
@@ -140,8 +146,9 @@ class Session:
         if loras is not None:
             check_loras(self._loras, loras)
             loras = dict(loras)
+        track = None if control is None else self._read_track(control)
         check_at(at)
-        self._put(Update(prompt, seed, steps, recache, strength, loras, at=at))
+        self._put(Update(prompt, seed, steps, recache, strength, loras, track, at=at))
 
     def push(self, frames: Frames) -> int:
         """Give a fed session its next frames, uint8 `[F, H, W, 3]` of its size, of any number.
@@ -172,6 +179,11 @@ class Session:
             if chunk is None:
                 return
             yield chunk
+
+    def _read_track(self, control: Position | Sequence[Position]) -> Tensor:
+        if not self._config.control_channels:
+            raise InputError("this model follows no control")
+        return read_track(control)
 
     def _checked_feed(self) -> Feed:
         if self._feed is None:
@@ -289,7 +301,8 @@ class Session:
         self._use_loras(state)
         if light and state.recent is not None:
             self._sampler.rebuild(state, self._text(state, Watch(self._runner.device)))
-            _, state.caches = self._runner.decode(state.recent)
+            latents = state.recent[:, : self._sampler.channels]
+            _, state.caches = self._runner.decode(latents)
 
     # Iteration
 
@@ -468,7 +481,9 @@ class Session:
         index, pts = state.index, state.pts
         with self._wake:
             cuts = [u.at for u in self._queue if u.cut and u.at is not None and u.at > pts]
-        frames = frames[: min(cuts, default=pts + len(frames)) - pts]
+        shown = frames[: min(cuts, default=pts + len(frames)) - pts]
+        state.track_at -= len(frames) - len(shown)
+        frames = shown
         state.index += 1
         state.pts += len(frames)
         if self._end is not None:
@@ -509,6 +524,8 @@ class Session:
             if update.loras is not None:
                 state.loras = update.loras
                 self._use_loras(state)
+            if update.control is not None:
+                self._sampler.lead(state, update.control)
             if update.prompt is not None:
                 state.prompt, state.text = update.prompt, None
             # A later recache or reset would undo this one.

@@ -20,6 +20,7 @@ from .config import MAX_GIVEN
 from .errors import InputError
 from .sampling.noise import SEED_LIMIT
 from .sampling.stream import StreamState, first_size
+from .sampling.track import check_track
 from .sampling.window import LATENT_LIMIT, KVRing
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def save_state(state: StreamState, *, model: str, layout: str, light: bool) -> b
     tensors = {name: getattr(state, name) for name in _LATENTS}
     # The first chunk may be the sinks, or was given, and the file wants memory of each one's own.
     tensors = {name: None if x is None else x.clone() for name, x in tensors.items()}
+    if state.track is not None:
+        tensors["track"] = state.track[min(state.track_at, len(state.track)) - 1 :].clone()
     if light:
         values["latent"] += 0 if state.pending is None else state.pending.shape[2]
     else:
@@ -96,7 +99,8 @@ def load_state(
     if light is not True and values.get("layout", "torch") != layout:
         pending = tensors.get("pending")
         numbers["latent"] += 0 if pending is None or pending.ndim != 5 else pending.shape[2]
-        tensors, light = {name: tensors[name] for name in _LATENTS if name in tensors}, True
+        kept = (*_LATENTS, "track")
+        tensors, light = {name: tensors[name] for name in kept if name in tensors}, True
     return StreamState(prompt=prompt, **numbers), tensors, light is True
 
 
@@ -128,6 +132,7 @@ def fill_state(
     state.pending, state.recent = take("pending"), take("recent")
     state.sinks, state.anchors = take("sinks"), take("anchors")
     state.given = take("given")
+    state.track, state.track_at = tensors["track"].double() if "track" in tensors else None, 1
     state.text = take("text", runner.dtype)
     k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
     state.ring = None if k is None or v is None else KVRing(sampler.ring_layout, k, v)
@@ -143,7 +148,7 @@ def _shapes(
     light: bool,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor that belongs to a state with these numbers."""
-    config = sampler.config
+    config, channels = sampler.config, sampler.kept_channels
     given = tensors.get("given")
     if given is not None and (given.ndim != 5 or not 1 <= given.shape[2] <= MAX_GIVEN):
         raise InputError(f"the snapshot starts from latents of shape {tuple(given.shape)}")
@@ -160,10 +165,14 @@ def _shapes(
         "pending": total - state.latent,
     }
     shapes: dict[str, tuple[int, ...]] = {
-        name: (1, sampler.channels, count, *sampler.size)
+        name: (1, channels if name != "given" else sampler.channels, count, *sampler.size)
         for name, count in latents.items()
         if count
     }
+    track = tensors.get("track")
+    if track is not None and config.control_channels:
+        check_track(track)
+        shapes["track"] = tuple(track.shape)
     if light:
         return shapes
     if "text" in tensors:

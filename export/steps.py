@@ -234,7 +234,8 @@ class Plan:
 
         def inputs(frames: int) -> dict[str, Tensor]:
             text = zeros(layers, length, heads, head_dim)
-            noisy = zeros(1, latent.channels, frames, *size, dtype=torch.float32)
+            channels = latent.channels + stream.control_channels
+            noisy = zeros(1, channels, frames, *size, dtype=torch.float32)
             timestep = torch.full((1,), stream.timesteps[0])
             return {"latent": noisy, "timestep": timestep, "text_k": text, "text_v": text.clone()}
 

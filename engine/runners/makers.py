@@ -140,9 +140,9 @@ class _Moment:
 
     @classmethod
     def of(cls, state: StreamState, text: KV, negative: KV | None, steps: int) -> _Moment:
-        numbers = (state.chunk, state.latent, state.noise_offset, state.seed, steps)
+        numbers = (state.chunk, state.latent, state.noise_offset, state.seed, steps, state.track_at)
         ring = None if state.ring is None else state.ring.k
-        return cls(numbers, (text, negative, state.pending, ring))
+        return cls(numbers, (text, negative, state.pending, ring, state.track))
 
     def same(self, other: _Moment) -> bool:
         pairs = zip(self.tensors, other.tensors, strict=True)
@@ -236,8 +236,8 @@ def _passes(plan: ChunkPlan) -> list[StaticPass]:
 
 def _inputs(plan: ChunkPlan) -> list[Tensor]:
     """What differs from chunk to chunk, beside places and text."""
-    noise = [x for x in plan.noise if x is not None]
-    return noise if plan.open is None else [*noise, plan.open.clean]
+    given = [x for x in (*plan.noise, plan.control) if x is not None]
+    return given if plan.open is None else [*given, plan.open.clean]
 
 
 def _shape(plan: ChunkPlan) -> Hashable:

@@ -218,8 +218,17 @@ class TorchRunner:
 
         Raises `InputError` for a DiT that is shown pictures in each pass, which no stream has.
         """
-        if self.transformer.condition_channels:
+        wanted = self.transformer.condition_channels
+        if wanted and not config.control_channels:
             raise InputError("this model starts from pictures: it makes whole clips, not streams")
+        if config.control_channels and {wanted, self.vae.temporal_factor} != {
+            config.control_channels
+        }:
+            raise InputError(
+                f"livereel.json has {config.control_channels} control_channels; the transformer "
+                f"takes {wanted}, and wanted is one for each of the {self.vae.temporal_factor} "
+                f"frames of a latent frame"
+            )
         factor = self.vae.spatial_factor
         return StreamSampler(
             denoiser=self.denoiser,

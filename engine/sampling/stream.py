@@ -14,6 +14,7 @@ Shapes: C channels, T latent frames, H W latent space, L text tokens, D text wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,7 @@ from .chunk import ChunkPlan, Open
 from .named import stream_solver
 from .noise import normal
 from .solvers import Solver
+from .track import draw, frames_of, glide
 from .window import KVRing, window_of
 
 if TYPE_CHECKING:
@@ -51,6 +53,11 @@ class StreamState:
     `source` the latents of the frames that the next chunk is made from, by the last `strength` of
     its steps. `loras` are the strengths of those that change the DiT. `text` is the prompt's
     embedding `[1, L, D]`.
+
+    `track` `[F, 2]` on the host is where the object shall be, if that is told; row `track_at`, or
+    the last, is for the next chunk's first frame, and the one before it was the frame's before (NaN
+    where nothing was told). Of a DiT that is controlled, clean latents (but for
+    `given`) have the control that they were made under as channels behind their own.
     """
 
     prompt: str
@@ -75,6 +82,8 @@ class StreamState:
     source: Tensor | None = None
     strength: float = 1.0
     loras: Mapping[str, float] = field(default_factory=dict)
+    track: Tensor | None = None
+    track_at: int = 0
 
     def restart(self) -> None:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
@@ -128,6 +137,11 @@ class StreamSampler:
     def recent(self) -> int:
         """Clean latent frames that a state keeps, at the most, beside its sinks."""
         return max(self.config.window, self.warm_up)
+
+    @property
+    def kept_channels(self) -> int:
+        """Channels of the clean latents that a state keeps: the control's are among them."""
+        return self.channels + self.config.control_channels
 
     @cached_property
     def layout(self) -> Window:
@@ -196,6 +210,7 @@ class StreamSampler:
             solver=solver,
             dtype=self.dtype,
             open=joined,
+            control=self._control(state, count),
         )
 
     @staticmethod
@@ -205,8 +220,25 @@ class StreamSampler:
             state.latent += state.pending.shape[2]
             state.pending = None
 
+    def lead(self, state: StreamState, track: Tensor) -> None:
+        """Have the next chunk and those after it follow another `track` `[F, 2]`: none where that
+        is empty, and a way within one chunk to a single position."""
+        held = torch.full((2,), math.nan, dtype=torch.float64)
+        if state.track is not None:
+            held = state.track[min(state.track_at, len(state.track)) - 1]
+        if len(track) == 1:
+            frames = self._frames(state, self.config.chunk_size(state.chunk))
+            track = glide(held, track[0], frames, wraps=self.config.control_wraps)
+        state.track = torch.cat([held.unsqueeze(0), track]) if len(track) else None
+        state.track_at = 1
+
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
+        count = latents.shape[2]
+        control = self._control(state, count)
+        if control is not None:
+            latents = torch.cat([latents, control.to(latents)], dim=1)
+            state.track_at += self._frames(state, count)
         recent = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
         total = state.latent + latents.shape[2]
         if anchors := self.old_anchors(total):
@@ -271,6 +303,23 @@ class StreamSampler:
 
     def _place(self, first: int, count: int) -> Place:
         return Place(first, count, tuple(self.layout.visible(first)))
+
+    def _control(self, state: StreamState, count: int) -> Tensor | None:
+        """The control `[1, Cc, T, H, W]` of the state's next chunk, of `count` latent frames."""
+        factor = self.config.control_channels
+        if not factor:
+            return None
+        if state.track is None:
+            return torch.zeros(1, factor, count, *self.size, device=self.device)
+        maps = draw(
+            state.track[min(state.track_at, len(state.track) - 1) :], count, self.size, factor,
+            first=state.chunk == 0, wraps=self.config.control_wraps,
+        )  # fmt: skip
+        return to_device(maps, self.device)
+
+    def _frames(self, state: StreamState, count: int) -> int:
+        """Frames of the state's next chunk, of `count` latent frames."""
+        return frames_of(count, self.config.control_channels, first=state.chunk == 0)
 
     def _at(self, state: StreamState, *places: Place) -> Pass:
         if state.ring is None:

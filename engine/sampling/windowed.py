@@ -64,7 +64,8 @@ class Windowed:
 
     def kv_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
         """One layer, a row for each latent pixel."""
-        return 1, height * width, 1, self.denoiser.channels
+        channels = self.denoiser.channels + self.denoiser.condition_channels
+        return 1, height * width, 1, channels
 
     def text_kv(self, text: Tensor) -> KV:
         """The text as it is."""
