@@ -21,6 +21,12 @@ from torch import Tensor
 from ..errors import InputError, ResourceError
 
 MAX_RANKS = 64
+
+
+class LostError(ResourceError):
+    """Another rank is gone, or the way to it: not the cause of what goes wrong."""
+
+
 TIMEOUT = timedelta(hours=1)
 """How long a rank waits for a message. A rank that has died ends the job long before
 (`launch.Ranks`, or torchrun); this bounds the wait for one that computes."""
@@ -51,8 +57,9 @@ class Group:
     def exchange(self, sent: Mapping[int, Tensor], received: Mapping[int, Tensor]) -> Exchange:
         """Begin to send tensors to the ranks at these places, and to fill others from them.
 
-        Tensors must be contiguous and of the same shape on both sides, stay untouched until
-        `Exchange.wait`, and those between two ranks arrive in the order that they were sent in.
+        Tensors must be contiguous and of the same shape on both sides, and stay untouched until
+        `Exchange.wait`, without which they may not arrive. Those between two ranks arrive in the
+        order that they were sent in.
         """
         ops = [
             dist.P2POp(way, tensor, self.ranks[place])
@@ -87,7 +94,7 @@ class Exchange:
     def wait(self) -> None:
         """Until those to be received are here, and those sent may be written over.
 
-        On a GPU its stream waits, not the host. Raises `ResourceError` when a rank is gone.
+        On a GPU its stream waits, not the host. Raises `LostError` when a rank is gone.
         """
         with _loss_told():
             for work in self.works:
@@ -103,7 +110,8 @@ def joined(
 
     Which rank this is torchrun says in the environment, unless a file to meet at, `place`, is
     given. On GPUs each rank takes the one of its number on its machine. Raises `InputError` for an
-    environment that is not torchrun's, `ResourceError` where a GPU is missing or ranks do not meet.
+    environment that is not torchrun's, `ResourceError` where a GPU is missing, `LostError` where
+    ranks do not meet.
     """
     told: dict[str, Any] = {}
     local = rank
@@ -155,4 +163,4 @@ def _loss_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # all that torch.distributed raises
-        raise ResourceError(f"the ranks lost one another: {error}") from error
+        raise LostError(f"the ranks lost one another: {error}") from error

@@ -26,7 +26,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from .. import errors, machine
 from ..errors import InputError, LiveReelError, ResourceError
-from .group import MAX_RANKS, Group, joined
+from .group import MAX_RANKS, Group, LostError, joined
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +35,8 @@ _GRACE_S = 1.0
 """How long, after a first failure, others are waited for: theirs may be its cause."""
 _END_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOST, _FAILED, _DIED = 1, 2, 3
+"""How near to the cause what a rank says is."""
 
 
 class Ranks:
@@ -114,6 +116,8 @@ class Ranks:
                     deadline = time.monotonic() + _GRACE_S
             if told and 0 in outcomes:
                 break
+        if told and outcomes[0].weight == _DIED:
+            raise KeyboardInterrupt  # it was not listening yet
         worst = max(outcomes.values(), key=lambda outcome: outcome.weight)
         if worst.weight:
             raise worst.error
@@ -128,7 +132,7 @@ class Ranks:
                 return cast(_Outcome, self._pipes[rank].recv())
         process = self._processes[rank]
         process.join(_END_S)
-        return _Outcome(weight=3, why=f"rank {rank} {_ending(process.exitcode)}")
+        return _Outcome(weight=_DIED, why=f"rank {rank} {_ending(process.exitcode)}")
 
     def close(self, patience: float = _END_S) -> None:
         """End the processes; those that take longer than `patience`, in seconds, are killed."""
@@ -181,8 +185,8 @@ def _work(rank: int, job: _Job, pipe: Connection[Any, Any]) -> None:
     """A rank's life."""
     with contextlib.suppress(OSError):
         os.setsid()  # Ctrl-C is for the first process, which hands it on to the first rank
-    for number in _SIGNALS if rank else ():
-        signal.signal(number, signal.SIG_IGN)
+    for number in _SIGNALS:  # what the first rank does may take them
+        signal.signal(number, signal.SIG_IGN if rank else signal.SIG_DFL)
     if rank:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -196,20 +200,26 @@ def _work(rank: int, job: _Job, pipe: Connection[Any, Any]) -> None:
             while True:
                 function, args, kwargs = pipe.recv()
                 pipe.send(_outcome_of(rank, lambda: function(group, *args, **kwargs)))  # noqa: B023
-    except LiveReelError as error:  # nobody to meet
-        pipe.send(_Outcome(weight=1, name=type(error).__name__, why=str(error)))
+    except LiveReelError as error:  # no GPU, or nobody to meet
+        with contextlib.suppress(OSError):
+            pipe.send(_told(error))
 
 
 def _outcome_of(rank: int, job: Callable[[], object]) -> _Outcome:
     try:
         return _Outcome(value=job())
     except LiveReelError as error:
-        told = type(error).__name__, str(error)
-        weight = 2 if told[1] else 1
-        return _Outcome(weight=weight, name=told[0], why=told[1], trace=traceback.format_exc())
+        return _told(error)
     except (Exception, KeyboardInterrupt) as error:
         why = f"rank {rank} failed: {type(error).__name__}: {error}"
-        return _Outcome(weight=2, why=why, trace=traceback.format_exc())
+        return _Outcome(weight=_FAILED, why=why, trace=traceback.format_exc())
+
+
+def _told(error: LiveReelError) -> _Outcome:
+    lost = isinstance(error, LostError)
+    name = "ResourceError" if lost else type(error).__name__
+    weight = _LOST if lost else _FAILED
+    return _Outcome(weight=weight, name=name, why=str(error), trace=traceback.format_exc())
 
 
 def _end_with_parent() -> None:

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...layers.attention import attention
 from ...layers.modulate import layer_norm
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rotate
+from ...layers.share import PLAIN, own_rotations
 from ...types import LayerKV
 from .config import CogVideoXTransformerConfig
 from .positions import rotations, waves
 
 if TYPE_CHECKING:
+    from ...layers.share import Attend, TokenShare
     from ...types import KV, Encode
 
 _QK_EPS = 1e-6
@@ -93,12 +94,12 @@ class Attention(nn.Module):
         self.norm_q = nn.LayerNorm(config.attention_head_dim, eps=_QK_EPS)
         self.norm_k = nn.LayerNorm(config.attention_head_dim, eps=_QK_EPS)
 
-    def forward(self, x: Stream, rope: RopeTable | None) -> Stream:
+    def forward(self, x: Stream, rope: RopeTable | None, by: Attend = PLAIN) -> Stream:
         both = joined(x)
         length = x.text.shape[1]
         q = self._placed(self._split(self.to_q(both)), self.norm_q, length, rope)
         k = self._placed(self._split(self.to_k(both)), self.norm_k, length, rope)
-        y = attention(q, k, self._split(self.to_v(both))).flatten(2)
+        y = by(q, k, self._split(self.to_v(both))).flatten(2)
         return parted(self.to_out[0](y), x)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -147,9 +148,11 @@ class Block(nn.Module):
         self.norm2 = ExpertNorm(config)
         self.ff = FeedForward(config.width)
 
-    def forward(self, x: Stream, time: Tensor, rope: RopeTable | None) -> Stream:
+    def forward(
+        self, x: Stream, time: Tensor, rope: RopeTable | None, by: Attend = PLAIN
+    ) -> Stream:
         y, of_text, of_video = self.norm1(x, time)
-        y = self.attn1(y, rope)
+        y = self.attn1(y, rope, by)
         x = Stream(x.text + of_text * y.text, x.video + of_video * y.video)
         y, of_text, of_video = self.norm2(x, time)
         y = parted(self.ff(joined(y)), x)
@@ -280,14 +283,16 @@ class CogVideoXTransformer(nn.Module):
         return cls(CogVideoXTransformerConfig.from_dict(values))
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None
-    ) -> Tensor:
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None, *,
+        share: TokenShare | None = None,
+    ) -> Tensor:  # fmt: skip
         """The whole clip at once, every token seeing every other; tokens of an image are not read.
 
         `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
         `[B, L, text_embed_dim]`. Gives velocity `[B, out_channels, T, H, W]`. With a time for each
-        frame, those of a patch go by its last one, and the text by the clip's last. Raises
-        `InputError` for sizes that patches do not tile.
+        frame, those of a patch go by its last one, and the text by the clip's last. With a `share`
+        the ranks that call this alike have some of the video's tokens each, and all get the
+        result. Raises `InputError` for sizes that patches do not tile.
         """
         config = self.config
         self.check_latents(latents)
@@ -299,11 +304,19 @@ class CogVideoXTransformer(nn.Module):
         rope = None
         if config.use_rotary_positional_embeddings:
             rope = rotations(config, video.shape[1], rows, columns, device=latents.device)
+        by, (depth, tokens) = PLAIN, video.shape[1:3]
+        if share is not None:
+            x = Stream(x.text, share.own(x.video, 2))
+            rope = None if rope is None else own_rotations(rope, depth, share)
+            by = share.attend(depth, tokens, x.text.shape[1])
         for block in self.transformer_blocks:
-            x = block(x, time, rope)
+            x = block(x, time, rope, by)
         norm = self.norm_final
         y = layer_norm(x.video, norm.weight, norm.bias, norm.eps)
-        return self.unpatch(self.proj_out(self.norm_out(y, time)), rows, columns)
+        y = self.proj_out(self.norm_out(y, time))
+        if share is not None:
+            y = share.whole(y, 2, tokens)
+        return self.unpatch(y, rows, columns)
 
     def text_kv(self, text: Tensor) -> KV:
         """The text `[B, L, text_embed_dim]` as it is, in the one pair that streams hand on."""

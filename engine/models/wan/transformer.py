@@ -24,6 +24,7 @@ from ...layers.attention import attention
 from ...layers.modulate import gate_residual, layer_norm, norm_modulate
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
+from ...layers.share import PLAIN, own_rotations
 from ...types import KV, LayerKV, Past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
 from .embedders import ConditionEmbedder, gelu
@@ -32,6 +33,7 @@ from .pictures import condition
 if TYPE_CHECKING:
     from livereel.kernels.linear_fp8 import Rows
 
+    from ...layers.share import Attend, TokenShare
     from ...types import Encode
     from .in_ring import InRing
     from .native_transformer import NativeTransformer
@@ -144,10 +146,12 @@ class Attention(nn.Module):
         """`[B, N, D]` to normed keys, not rotated, and values."""
         return LayerKV(self._split(self.norm_k(self.to_k(x))), self._split(self.to_v(x)))
 
-    def attend(self, q: Tensor, kv: LayerKV, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, kv: LayerKV, bias: Tensor | None = None, by: Attend = PLAIN
+    ) -> Tensor:
         """Attention of `[B, N, h, d]` to all of `kv`, with a bias on each key's scores if given,
         projected back to `[B, N, D]`."""
-        out: Tensor = self.to_out[0](attention(q, kv.k, kv.v, bias).flatten(2))
+        out: Tensor = self.to_out[0](by(q, kv.k, kv.v, bias).flatten(2))
         return out
 
     def image_key_value(self, x: Tensor) -> LayerKV:
@@ -210,11 +214,12 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, modulation: Tensor, text: LayerKV, rope: RopeTable, past: LayerKV | None,
-        bias: Tensor | None = None, image: LayerKV | None = None,
+        bias: Tensor | None = None, image: LayerKV | None = None, by: Attend = PLAIN,
     ) -> tuple[Tensor, LayerKV]:  # fmt: skip
         """`x` `[B, T, n, D]`, `modulation` `[B, 1 or T, 6, D]`; gives x and the chunk's own K/V.
 
-        `bias` is added to the scores of self-attention's keys, those of the past first.
+        `bias` is added to the scores of self-attention's keys, those of the past first; `by` is
+        what computes it.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self._table(modulation)
 
@@ -223,7 +228,7 @@ class Block(nn.Module):
         k, v = rotate(own.k, rope), own.v
         if past is not None:
             k, v = torch.cat([past.k, k], dim=1), torch.cat([past.v, v], dim=1)
-        y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v), bias)
+        y = self.attn1.attend(rotate(self.attn1.query(y), rope), LayerKV(k, v), bias, by)
         x = gate_residual(x, y.reshape(x.shape), gate1)
 
         y = self._norm2(x).flatten(1, 2)
@@ -271,17 +276,37 @@ class WanTransformer(nn.Module):
         return cls(WanTransformerConfig.from_dict(values))
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None
-    ) -> Tensor:
+        self, latents: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None, *,
+        share: TokenShare | None = None,
+    ) -> Tensor:  # fmt: skip
         """The whole clip at once, every token seeing every other.
 
         `latents` `[B, C, T, H, W]`, `timestep` `[B]` or one for each latent frame `[B, T]`, `text`
         `[B, L, text_dim]` (zero-padded, no mask), `image` tokens `[B, M, image_dim]` (of the first
         image, and behind it of the last where the model takes both). Gives flow `[B, out_channels,
-        T, H, W]`. Raises `InputError` for image tokens that the model does not take.
+        T, H, W]`. With a `share` the ranks that call this alike have some of the tokens each, and
+        all get the result. Raises `InputError` for image tokens that the model does not take.
         """
         seen = None if image is None else self.image_kv(image)
+        if share is not None:
+            return self._shared(latents, timestep, self.text_kv(text), seen, share)
         return self._flow(latents, timestep, self.text_kv(text), None, None, seen)
+
+    def _shared(
+        self, latents: Tensor, timestep: Tensor, text: KV, image: KV | None, share: TokenShare
+    ) -> Tensor:
+        x = self.tokens(latents)
+        frames, tokens = x.shape[1:3]
+        x = share.own(x, 2)
+        height, width = latents.shape[3:]
+        rope = own_rotations(self.rope(0, frames, height, width, x.device), frames, share)
+        timestep = timestep.reshape(len(latents), -1)
+        embedding, modulation = self.condition_embedder.time(timestep, self.dtype)
+        by = share.attend(frames, tokens)
+        for i, block in enumerate(self.blocks):
+            shown = image[i] if image is not None else None
+            x, _ = block(x, modulation, text[i], rope, None, image=shown, by=by)
+        return self.unpatch(share.whole(self.project(x, embedding), 2, tokens), height, width)
 
     def image_kv(self, image: Tensor) -> KV:
         """Keys and values of an image's tokens `[B, M, image_dim]` for all layers."""
@@ -334,9 +359,13 @@ class WanTransformer(nn.Module):
 
     def head(self, x: Tensor, embedding: Tensor, height: int, width: int) -> Tensor:
         """What the last block gives, and the timestep's embedding, to flow `[B, C, T, H, W]`."""
+        return self.unpatch(self.project(x, embedding), height, width)
+
+    def project(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The same, token by token: flow `[B, T, n, patch_h patch_w C]`."""
         shift, scale = (self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
-        x = norm_modulate(x, scale, shift, self.config.eps)
-        return self.unpatch(self.proj_out(x), height, width)
+        y: Tensor = self.proj_out(norm_modulate(x, scale, shift, self.config.eps))
+        return y
 
     def _blocks(
         self, blocks: Sequence[Block], latents: Tensor, timestep: Tensor, text: KV,

@@ -1,0 +1,131 @@
+"""A model on several ranks makes what it makes on one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from livereel.benchmarks.bench_scaling import LINKS, predict, shape_of
+from livereel.engine.parallel.launch import Ranks
+
+SIZES = st.tuples(st.integers(2, 5), st.integers(2, 5))
+CASES = st.fixed_dictionaries(
+    {
+        "heads": st.integers(4, 7),
+        "frames": st.integers(1, 4),
+        "side": SIZES,
+        "batch": st.sampled_from([1, 2]),
+        "timed": st.booleans(),
+    }
+)
+KINDS = st.sampled_from(["wan", "wan", "rotary", "waves", "1.5"])
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        import rank_jobs
+
+        yield rank_jobs
+
+
+@pytest.fixture(scope="module")
+def two(jobs: ModuleType) -> Iterator[Ranks]:
+    with Ranks(2, threads=1) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four(jobs: ModuleType) -> Iterator[Ranks]:
+    with Ranks(4, threads=1) as ranks:
+        yield ranks
+
+
+def checked(*, examples: int) -> settings:
+    """Without shrinking: a failure says what it was given, and a rank may not live to try again."""
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None,
+        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@checked(examples=15)
+@given(kind=KINDS, case=CASES)
+def test_pass_on_two(two: Ranks, jobs: ModuleType, kind: str, case: dict[str, Any]) -> None:
+    apart = two.run(jobs.share_pass, 2, kind, case)
+    assert all(one <= 1e-5 for one in apart)
+
+
+@pytest.mark.slow
+@checked(examples=100)
+@given(ranks=st.integers(1, 4), kind=KINDS, case=CASES)
+def test_pass(four: Ranks, jobs: ModuleType, ranks: int, kind: str, case: dict[str, Any]) -> None:
+    apart = four.run(jobs.share_pass, ranks, kind, case)[:ranks]
+    assert all(one <= 1e-5 for one in apart)
+
+
+def test_too_little_to_share(two: Ranks, jobs: ModuleType) -> None:
+    case: dict[str, Any] = dict(heads=1, frames=2, side=(2, 3), batch=1, timed=False)
+    said = two.run(jobs.share_pass, 2, "wan", case)
+    assert said == ["2 ranks share a pass; this one has 1 heads, and wants as many at least"] * 2
+    case = {**case, "heads": 2, "side": (1, 1)}
+    assert "1 tokens in a frame" in two.run(jobs.share_pass, 2, "wan", case)[0]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_traffic_is_what_is_reckoned(two: Ranks, jobs: ModuleType, batch: int) -> None:
+    case: dict[str, Any] = dict(heads=4, frames=3, side=(2, 3), batch=batch, timed=False)
+    model, inputs = jobs.make_model("wan", **case)
+    shape = shape_of(model, inputs[0][:1], inputs[2][:1])
+    step = predict(shape, 2, LINKS["PCIe"], flops=1.0, guided=batch == 2)
+    assert step is not None
+    assert two.run(jobs.send_pass, "wan", case) == [step.sent, step.sent]
+
+
+def test_clip_on_two(two: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
+    for apart, bright in two.run(jobs.clip, 2, str(clip_folder)):
+        assert apart <= 1
+        assert bright > 0
+
+
+def check_stream(
+    ranks: Ranks, jobs: ModuleType, count: int, folder: Path, recipe: dict[str, Any], **case: Any
+) -> None:
+    """Bitwise: what each rank computes, one rank alone computes in the same way."""
+    pairs = ranks.run(jobs.stream, count, str(folder), recipe, **case)[0]
+    assert len(pairs) >= 3
+    for alone, made, one, other in pairs:
+        assert one == other
+        assert np.array_equal(alone, made)
+    assert any(alone.std() > 0 for alone, *_ in pairs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_stream_on_two(two: Ranks, jobs: ModuleType, tiny_folder: Path, scale: float) -> None:
+    check_stream(two, jobs, 2, tiny_folder, {"guidance_scale": scale}, frames=37, cut=None)
+
+
+def test_stream_with_cuts(two: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+    check_stream(two, jobs, 2, tiny_folder, {"sinks": 1}, frames=50, cut=15)
+
+
+@pytest.mark.slow
+def test_stream_on_three(four: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+    recipe = {"guidance_scale": 2.0}
+    check_stream(four, jobs, 3, tiny_folder, recipe, frames=60, cut=15)
+    check_stream(four, jobs, 1, tiny_folder, recipe, frames=37, cut=None)
+
+
+@pytest.mark.slow
+def test_clip_on_more(four: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
+    # The tiny model has two heads: four ranks are two for each prompt, and three are too many.
+    for apart, _ in four.run(jobs.clip, 4, str(clip_folder)):
+        assert apart <= 1
