@@ -17,16 +17,17 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from livereel.engine.layers.layout import channels_last
-from livereel.engine.models.cogvideox.config import CogVideoXVAEConfig
 from livereel.engine.models.cogvideox.vae import CogVideoXVAE
 
 from .harness import Environment
+from .models import find
+from .random_weights import random_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,14 +39,8 @@ LATENTS = 13
 
 def build(device: torch.device, dtype: torch.dtype) -> CogVideoXVAE:
     """The published VAE's layout, with weights of a trained model's size."""
-    with torch.device("meta"):
-        vae = CogVideoXVAE(CogVideoXVAEConfig())
-    vae.to_empty(device=device).eval().requires_grad_(False)
     torch.manual_seed(0)
-    for p in vae.parameters():
-        p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
-        p.data = p.data.to(dtype)
-    return vae
+    return cast(CogVideoXVAE, random_part(find("cogvideox-2b").vae, device, dtype))
 
 
 def peers(vae: CogVideoXVAE) -> dict[str, Callable[[Tensor], Tensor]]:

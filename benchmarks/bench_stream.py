@@ -1,327 +1,192 @@
-"""LiveReel against diffusers: the same weights, machine and process.
+"""A live stream in its steady state, chunk by chunk, beside other ways to make the same frames.
 
-    python -m livereel.benchmarks.bench_stream [--only decode] [--rounds 5] [--json FILE]
+    livereel bench stream [--model demo] [--size 128x128 ...] [--baseline loop] [--json FILE]
 
-decode  the VAE alone, one clip's latents to frames, both as floats in [-1, 1]
-stream  prompt to uint8 frames with all work included: text, every DiT pass (among ours the one that
-        writes the cache), VAE, conversion; the peer is diffusers' whole-clip `WanPipeline`, with as
-        many Euler steps as each of our frames saw passes
-start   load time past the imports, the wait for the first frame, the steady rate of a stream and
-        peak resident memory, each in fresh processes
+Each contender's window is filled first; then all take turns, a chunk each, a clip where one makes
+nothing less. A turn ends when its frames lie on the host as bytes and the device is idle: what was
+begun of the next chunk counts, and nobody works in another's turn. Text is encoded when a stream
+opens, so that it is in the wait for the first frame and in nothing else; prompts never change here.
 
-The peer runs as it comes (fp32) and at its best: of bf16, channels-last and torch.compile whatever
-a trial on this machine finds fastest. When the decoders' frames differ, nothing is reported.
+Several sizes, numbers of steps or windows make a section each, in which one of them differs from
+the first.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import math
+import gc
+import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from livereel.engine import machine
+import torch
+
+from livereel.engine.errors import InputError
 
 from . import harness
-from .harness import Case, Environment, Spread
-from .report import Goal, Section, to_json
+from .baseline_diffusers import Diffusers
+from .baseline_loop import Loop
+from .contender import Contender, Ours
+from .count import DECODE, TINY, Work, count, total
+from .harness import Case, Spread, Timing
+from .plots import percentile
+from .report import Section, Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from .ceilings import Ceilings
+    from .subject import Subject
 
-    from livereel.engine.config import StreamConfig
-
-    from .peer import Peer
-
-    Job = Callable[[Peer], Callable[[], int]]
-
-PACKAGES = ("livereel", "torch", "diffusers", "transformers", "numpy")
-REPO = Path(__file__).resolve().parents[1]
-MIN_PSNR = 30.0  # dB between our frames and the peer's in fp32; bf16 alone costs some
+BASELINES: Mapping[str, Callable[[Subject], Contender]] = {
+    "loop": Loop,
+    "diffusers": Diffusers,
+    "diffusers-fast": partial(Diffusers, fast=True),
+}
+FIRST = 3
+"""Streams that are opened to time their first frame, after one that warms up."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What was asked for on the command line."""
+class Axes:
+    """What to measure at; the first of each is the rule, from which one at a time departs."""
 
-    model: str = "demo"
-    prompt: str = "a large red circle moving right on a white background"
-    seconds: float = 2.0
-    rounds: int = 5
-    warmup: int = 1
-    threads: int = 0
-    compiled: bool = True
-    processes: int = 3
-    seed: int = 0
-    clock: Callable[[], float] = time.perf_counter
+    sizes: Sequence[tuple[int, int] | None] = (None,)
+    steps: Sequence[int | None] = (None,)
+    windows: Sequence[int | None] = (None,)
+    chunk: int | None = None
+    first_chunk: int | None = None
 
-    @property
-    def folder(self) -> Path:
-        """Where the weights lie."""
-        from livereel.engine.checkpoint.folder import DEMO
-
-        return DEMO if self.model == "demo" else Path(self.model)
-
-    def stream(self) -> StreamConfig:
-        """The folder's `livereel.json`."""
-        from livereel.engine.checkpoint.folder import open_folder
-
-        return open_folder(self.folder).stream
-
-    def clip_frames(self, fps: float) -> int:
-        """Frames of a whole clip that lasts at least `seconds`: one, and then fours."""
-        return 1 + 4 * math.ceil((round(self.seconds * fps) - 1) / 4)
+    def subjects(self, subject: Subject) -> list[Subject]:
+        """`subject` at each of them. Raises what `Subject.at` does."""
+        size, steps, window = self.sizes[0], self.steps[0], self.windows[0]
+        points = [
+            (size, steps, window),
+            *((other, steps, window) for other in self.sizes[1:]),
+            *((size, other, window) for other in self.steps[1:]),
+            *((size, steps, other) for other in self.windows[1:]),
+        ]
+        chunks = {"chunk": self.chunk, "first_chunk": self.first_chunk}
+        return [
+            subject.at(size=size, steps=steps, window=window, **chunks)
+            for size, steps, window in points
+        ]
 
 
-def decode(bench: Bench) -> Section:
-    """Time the decoders on one clip's latents."""
-    from livereel.engine import Engine
-
-    from .peer import Peer
-
-    stream = bench.stream()
-    engine, peer = Engine.load(bench.model), Peer(bench.folder, stream)
-    frames = bench.clip_frames(stream.fps)
-    latents = peer.random_latents(frames, seed=bench.seed)
-    agreement = psnr(engine.decode(latents), peer.decode(latents))
-    if agreement < MIN_PSNR:
-        raise SystemExit(
-            f"the decoders' frames differ ({agreement:.1f} dB, at least {MIN_PSNR:g} wanted), "
-            "so no speed is reported"
-        )
-    return compare(
-        bench,
-        f"decode: {frames} frames of {stream.width}x{stream.height}",
-        engine,
-        lambda: int(engine.decode(latents).shape[2]),
-        peer,
-        lambda peer: lambda: int(peer.decode(latents).shape[2]),
-        goals=(4.0, 1.8),
-        notes=[f"same frames as diffusers in fp32 to {agreement:.1f} dB"],
+def title(subject: Subject) -> str:
+    """`demo, 128x128, 6 steps, window 6, chunks of 3`."""
+    width, height = subject.size
+    stream = subject.stream
+    return (
+        f"{subject.name}, {width}x{height}, {subject.steps} steps, window {stream.window}, "
+        f"chunks of {stream.chunk_latents}"
     )
 
 
-def stream(bench: Bench) -> Section:
-    """Time the way from a prompt to uint8 frames."""
-    from livereel.engine import Engine
-
-    from .peer import Peer
-
-    stream = bench.stream()
-    engine, peer = Engine.load(bench.model), Peer(bench.folder, stream)
-    video = engine.generate(bench.prompt, seconds=bench.seconds, seed=bench.seed)
-    passes = max(stats.passes for stats in video.stats)
-    frames = bench.clip_frames(stream.fps)
-    return compare(
-        bench,
-        f"stream: {len(video.frames)} frames (diffusers {frames}) of {stream.width}x"
-        f"{stream.height} from a prompt to uint8, {passes} passes a frame",
-        engine,
-        lambda: len(engine.generate(bench.prompt, seconds=bench.seconds, seed=bench.seed).frames),
-        peer,
-        lambda peer: (
-            lambda: len(peer.clip(bench.prompt, frames=frames, passes=passes, seed=bench.seed))
-        ),
-        goals=(3.0, 1.5),
-    )
-
-
-def compare(
-    bench: Bench,
-    title: str,
-    engine: Any,
-    ours: Callable[[], int],
-    peer: Peer,
-    job: Job,
-    *,
-    goals: Sequence[float],
-    notes: Sequence[str] = (),
-) -> Section:
-    """Ours, the peer at its defaults and the peer at its best, taking turns at the same job."""
-    best, tried = find_best(bench, peer, job)
-    dtype = str(engine.dtype).removeprefix("torch.")
-    cases = [
-        Case(name="livereel", settings=f"{dtype} on {engine.device} (defaults)", run=ours),
-        Case(name="diffusers", settings=str(peer.setting), run=job(peer)),
-        Case(name="diffusers, best", settings=str(best.setting), run=job(best)),
-    ]
-    timings = harness.measure(cases, rounds=bench.rounds, warmup=bench.warmup, clock=bench.clock)
-    return Section.compare(title, timings, goals=goals, notes=[*notes, *tried])
-
-
-def find_best(bench: Bench, defaults: Peer, job: Job) -> tuple[Peer, list[str]]:
-    """The peer with its fastest settings for a job, and lines that say what was tried."""
-    from .peer import EAGER
-
-    found: list[tuple[float, Peer]] = []
-    notes: list[str] = []
-
-    def attempt(peer: Peer) -> None:
-        case = Case(name="trial", settings=str(peer.setting), run=job(peer))
-        warmup = 2 if peer.setting.compiled else 1
-        [timing] = harness.measure([case], rounds=3, warmup=warmup, clock=bench.clock)
-        found.append((timing.fps.median, peer))
-        notes.append(f"trial of diffusers with {peer.setting}: {timing.fps} frames a second")
-
-    attempt(defaults)
-    for setting in EAGER:
-        attempt(defaults.having(setting))
-    if bench.compiled:
-        fastest = max(found, key=lambda entry: entry[0])[1]
-        setting = dataclasses.replace(fastest.setting, compiled=True)
-        try:
-            attempt(defaults.having(setting))
-        except Exception as error:  # whatever a compiler raises; the best is an eager one then
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            notes.append(f"trial of diffusers with {setting} failed: {reason[:120]}")
-    return max(found, key=lambda entry: entry[0])[1], notes
-
-
-def start(bench: Bench) -> Section:
-    """Load, first frame, steady rate and memory, in fresh processes that take turns."""
-    runs: dict[str, list[dict[str, float]]] = {"livereel": [], "diffusers": []}
-    for _ in range(bench.processes):
-        for who, seen in runs.items():
-            seen.append(harness.fresh(probe_arguments(bench, who)))
-    figures = {
-        f"{who}: {name}": Spread.of([run[name] for run in seen])
-        for who, seen in runs.items()
-        for name in seen[0]
+def measure(
+    subject: Subject, baselines: Sequence[str], *, runs: int, warmup: int,
+    top: Ceilings, clock: Callable[[], float] = time.perf_counter,
+) -> Section:  # fmt: skip
+    """Ours and the baselines, in turns. Raises `InputError` for one that cannot run the subject."""
+    for name in baselines:
+        if name not in BASELINES:
+            raise InputError(f"unknown baseline {name!r:.40}; known are {', '.join(BASELINES)}")
+    makers: list[Callable[[Subject], Contender]] = [Ours, *(BASELINES[name] for name in baselines)]
+    figures: dict[str, Spread] = {}
+    contenders = []
+    for make in makers:
+        before = reserved(subject)
+        contender = make(subject)
+        figures[f"{contender.name}: first frame, s"] = _first_frame(contender, clock)
+        for _ in range(contender.until_steady):
+            contender.turn()
+        if before is not None:
+            gigabytes = (torch.cuda.max_memoryreserved(subject.runner.device) - before) / 1e9
+            name = f"{contender.name}: memory beside the weights that are shared, GB"
+            figures[name] = Spread.of([gigabytes])
+        contenders.append(contender)
+    cases = [Case(name=c.name, settings=c.settings, run=c.turn) for c in contenders]
+    timings = harness.measure(cases, rounds=runs, warmup=warmup, clock=clock)
+    figures |= {
+        f"{timing.name}: chunk, p99, ms": Spread.of([1000 * percentile(timing.seconds, 99)])
+        for timing, contender in zip(timings, contenders, strict=True)
+        if contender.stages
     }
-
-    def goal(name: str, bound: float, unit: str, *, at_least: bool = False) -> Goal:
-        value = figures[f"livereel: {name}"].median
-        return Goal(what=f"{name}:", value=value, bound=bound, unit=unit, at_least=at_least)
-
+    stages = {c.name: _stages(c, runs) for c in contenders if c.stages}
+    section = Section.compare(title(subject), timings)
     return Section(
-        title=f"start: {bench.processes} fresh processes each",
-        figures=figures,
-        notes=["diffusers gives the first frame of a clip together with its last"],
-        goals=[
-            goal("frames a second", 48, "", at_least=True),
-            goal("first frame, s", 0.2, " s"),
-            goal("load, s", 3, " s"),
-            goal("peak memory, GB", 1.5, " GB"),
-        ],
+        title=f"stream: {section.title}", timings=timings, ratios=section.ratios,
+        figures=figures, setup={"what": "stream", **subject.setup},
+        contents={c.name: str(c.contents) for c in contenders},
+        notes=["a contender's first frame comes with its first chunk or clip, text among it"],
+        stages=stages,
+        work=spent(subject, timings[0], stages["livereel"], top),
+    )  # fmt: skip
+
+
+def spent(
+    subject: Subject, timing: Timing, stages: Mapping[str, float], top: Ceilings
+) -> list[Spent]:
+    """Our chunk's work, counted, and its seconds: of the DiT, of the decoder, and of both."""
+    stream, dtype = subject.stream, subject.runner.dtype
+    passes = subject.steps * (2 if subject.guided else 1)
+    found = count(
+        subject.model, size=subject.size, frames=subject.model.frames, stream=stream, steps=passes,
+        dtype=dtype,
+    )  # fmt: skip
+    decode = TINY if subject.decoder == "tiny" else DECODE
+    dit = total(step for step in found.chunk if step.name not in (DECODE, TINY))
+    vae = total(step for step in found.chunk if step.name == decode)
+    both = total(step for step in found.chunk if step.name not in {DECODE, TINY} - {decode})
+    rows = (
+        ("DiT", dit, stages["dit"] + stages["cache"]),
+        ("VAE", vae, stages["vae"]),
+        ("chunk", both, statistics.median(timing.seconds)),
     )
+    return [_spent(name, work, seconds, top) for name, work, seconds in rows if seconds > 0]
 
 
-def probe_arguments(bench: Bench, who: str) -> list[str]:
-    """How a fresh process is told to measure `who`."""
-    options = {
-        "probe": who,
-        "model": bench.model,
-        "prompt": bench.prompt,
-        "seconds": bench.seconds,
-        "threads": bench.threads,
-    }
-    return ["-m", f"{__package__}.bench_stream", *(f"--{k}={v}" for k, v in options.items())]
+def decoder_work(subject: Subject, frames: int, timing: Timing, top: Ceilings) -> list[Spent]:
+    """Of a clip's decoding by our decoder."""
+    found = count(
+        subject.model, size=subject.size, frames=frames, stream=subject.stream, steps=1,
+        dtype=subject.runner.dtype,
+    )  # fmt: skip
+    wanted = TINY if subject.decoder == "tiny" else DECODE
+    (work,) = (step.work for step in found.clip if step.name == wanted)
+    return [_spent("VAE", work, statistics.median(timing.seconds), top)]
 
 
-def probe(bench: Bench, who: str) -> dict[str, float]:
-    """In a fresh process: our stream for five times `seconds`, or the peer's clip of `seconds`."""
-    begin = bench.clock()
-    stream = bench.stream()
-    from transformers.models.umt5 import modeling_umt5  # noqa: F401  what both import to load
+def _spent(name: str, work: Work, seconds: float, top: Ceilings) -> Spent:
+    return Spent(
+        name=name, seconds=seconds, flops=1e12 * work.tflop, moved=1e9 * work.gigabytes,
+        ceiling_flops=top.flops, ceiling_bytes=top.moved,
+    )  # fmt: skip
 
-    if who == "livereel":
-        from livereel.engine import Engine
 
-        set_threads(bench.threads)
-        imported = bench.clock()
-        engine = Engine.load(bench.model)
-        loaded = bench.clock()
-        seen = harness.watch(
-            lambda: engine.open(bench.prompt, seed=bench.seed),
-            frames=round(5 * bench.seconds * stream.fps),
-            clock=bench.clock,
-        )
-        first_frame, fps = seen.first_frame_s, seen.fps
-    else:
-        from .peer import Peer
+def _first_frame(contender: Contender, clock: Callable[[], float]) -> Spread:
+    """From opening to the first chunk's frames, once all is compiled."""
+    waits = []
+    for _ in range(1 + FIRST):
+        begin = clock()
+        contender.open()
+        contender.turn()
+        waits.append(clock() - begin)
+    return Spread.of(waits[1:])
 
-        set_threads(bench.threads)
-        imported = bench.clock()
-        peer = Peer(bench.folder, stream)
-        loaded = bench.clock()
-        frames, passes = bench.clip_frames(stream.fps), len(stream.timesteps) + 1
-        peer.clip(bench.prompt, frames=frames, passes=passes, seed=bench.seed)
-        first_frame = bench.clock() - loaded
-        fps = frames / first_frame
+
+def _stages(contender: Contender, runs: int) -> dict[str, float]:
     return {
-        "imports, s": imported - begin,
-        "load, s": loaded - imported,
-        "first frame, s": first_frame,
-        "frames a second": fps,
-        "peak memory, GB": (machine.peak_memory() or math.nan) / 1e9,
+        stage: statistics.median(seconds[-runs:]) for stage, seconds in contender.stages.items()
     }
 
 
-def set_threads(threads: int) -> int:
-    """Give torch `threads` threads (0 leaves its own choice) and say how many it has."""
-    import torch
-
-    if threads > 0:
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
-
-
-def psnr(a: Any, b: Any) -> float:
-    """Of two tensors of pictures in [-1, 1], in dB."""
-    error = float((a.float() - b.float()).square().mean())
-    return math.inf if error == 0 else 10 * math.log10(4 / error)
-
-
-SECTIONS = {"decode": decode, "stream": stream, "start": start}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sections asked for and print them. Gives 1 when a goal was missed."""
-    plain = Bench()
-    parser = argparse.ArgumentParser(
-        prog="bench_stream",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", default=plain.model, help='"demo" or a model folder')
-    add("--prompt", default=plain.prompt)
-    add("--seconds", type=float, default=plain.seconds, help="of video a run makes")
-    add("--rounds", type=int, default=plain.rounds)
-    add("--warmup", type=int, default=plain.warmup, help="runs before the rounds")
-    add("--threads", type=int, default=0, help="of torch (default: its own choice)")
-    add("--only", choices=SECTIONS, action="append", help="a section; may be repeated")
-    add("--no-compile", action="store_true", help="do not try torch.compile for the peer")
-    add("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
-    add("--probe", choices=("livereel", "diffusers"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    bench = Bench(
-        model=options.model,
-        prompt=options.prompt,
-        seconds=options.seconds,
-        rounds=options.rounds,
-        warmup=options.warmup,
-        threads=options.threads,
-        compiled=not options.no_compile,
-    )
-    if options.probe:
-        print(json.dumps(probe(bench, options.probe)))
-        return 0
-    threads = set_threads(bench.threads)
-    environment = Environment.capture(threads=threads, packages=PACKAGES, repo=REPO)
-    print(environment)
-    sections: dict[str, Section] = {}
-    for name in options.only or SECTIONS:
-        sections[name] = SECTIONS[name](bench)
-        print(f"\n{sections[name]}", flush=True)
-    if options.json:
-        options.json.write_text(to_json(environment, sections) + "\n", encoding="utf-8")
-    return 0 if all(goal.met for section in sections.values() for goal in section.goals) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def reserved(subject: Subject) -> int | None:
+    """Bytes that torch holds on a GPU, from which the most it will hold is counted anew."""
+    device = subject.runner.device
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memoryreserved(device)

@@ -17,26 +17,25 @@ import gc
 import json
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from livereel.engine.config import DEFAULT_SELF_FORCING
-from livereel.engine.layers.layout import channels_last
 from livereel.engine.layers.linear_fp8 import convert_linears
 from livereel.engine.layers.road import Road
-from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
+from livereel.engine.models.wan.transformer import WanTransformer
 from livereel.engine.models.wan.vae import WanVAE
-from livereel.engine.models.wan.vae_config import WanVAEConfig
 from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.session import Session
 
 from .harness import Environment
+from .models import find
+from .random_weights import RandomText, random_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,35 +55,10 @@ ROADS: tuple[tuple[str, Road, bool, bool], ...] = (
 """Name, road, whether graphs are replayed, and whether the DiT is in fp8 from then on."""
 
 
-@dataclass(frozen=True)
-class RandomText:
-    """Stands for the text encoder, whose weights would be ten times the DiT's."""
-
-    device: torch.device
-    width: int = 4096
-
-    def encode(self, prompts: Sequence[str], length: int) -> Tensor:
-        """Random numbers `[1, L, D]`."""
-        return torch.randn(len(prompts), length, self.width, device=self.device)
-
-
 def build(device: torch.device, dtype: torch.dtype) -> tuple[WanTransformer, WanVAE]:
     """The DiT of 1.3B and Wan 2.1's VAE, with weights of a trained model's size."""
-    config = WanTransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-    with torch.device("meta"):
-        dit, vae = WanTransformer(config), WanVAE(WanVAEConfig())
-    torch.manual_seed(0)
-    for module, kept in ((dit, WanTransformer.keep_in_fp32), (vae, ())):
-        module.to_empty(device=device).eval().requires_grad_(False)
-        for name, p in module.named_parameters():
-            if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
-                p.fill_(1.0)
-            else:
-                p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.02)
-            if not any(part in name for part in kept):
-                p.data = p.data.to(dtype)
-        channels_last(module)
-    return dit, vae
+    dit, vae = random_parts(find("wan2.1-1.3b"), device, dtype)
+    return cast(WanTransformer, dit), cast(WanVAE, vae)
 
 
 def measure(runner: TorchRunner, size: tuple[int, int], chunks: int) -> dict[str, Any]:
@@ -127,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width, height = (int(side) for side in options.size.split("x"))
     device, dtype = torch.device("cuda", torch.cuda.current_device()), torch.bfloat16
     dit, vae = build(device, dtype)
-    text = cast("TextEncoder", RandomText(device))
+    text = cast("TextEncoder", RandomText(device, dit.text_width))
     results: dict[str, Any] = {}
     for name, road, graphs, fp8 in ROADS:
         if fp8 and torch.cuda.get_device_capability(device) < (9, 0):

@@ -8,15 +8,15 @@ a run whose rounds agree too well would else find news in nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from livereel.engine.checkpoint.folder import read_json
 from livereel.engine.errors import CheckpointError, InputError
 
 from .harness import Environment, Spread, Timing
-from .report import Goal, Section
+from .report import Goal, Section, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +88,24 @@ class Change:
         return f"{what:7} {self.name:52} {self.before} -> {self.after}  {share:+.1%}"
 
 
+def apart(before: Result, after: Result) -> dict[str, str]:
+    """Sections of both that were measured in another dtype or on another road, as a bfloat16 model
+    is on a chip without it, and how so: their figures tell nothing of each other."""
+    found = {}
+    for name in before.sections.keys() & after.sections.keys():
+        one, two = before.sections[name].setup, after.sections[name].setup
+        differ = [key for key in ("dtype", "device", "road") if one.get(key) != two.get(key)]
+        if differ:
+            found[name] = ", ".join(f"{key} {one.get(key)} and {two.get(key)}" for key in differ)
+    return found
+
+
+def without(result: Result, names: Collection[str]) -> Result:
+    """All other sections."""
+    kept = {name: x for name, x in result.sections.items() if name not in names}
+    return replace(result, sections=kept)
+
+
 def compare(before: Result, after: Result, *, by: float, ratios: bool) -> list[Change]:
     """Every figure, or every ratio, that both runs have; `by` is the least share that counts.
 
@@ -121,6 +139,13 @@ def _section(values: Mapping[str, Any]) -> Section:
         figures={name: _spread(x) for name, x in _mapping(values["figures"]).items()},
         notes=[str(note) for note in _list(values["notes"])],
         goals=[_goal(_mapping(goal)) for goal in _list(values["goals"])],
+        setup={name: _plain(x) for name, x in _mapping(values.get("setup", {})).items()},
+        contents={name: str(x) for name, x in _mapping(values.get("contents", {})).items()},
+        stages={
+            name: {stage: _seconds(x) for stage, x in _mapping(stages).items()}
+            for name, stages in _mapping(values.get("stages", {})).items()
+        },
+        work=[_spent(_mapping(spent)) for spent in _list(values.get("work", []))],
     )
 
 
@@ -145,6 +170,21 @@ def _goal(values: Mapping[str, Any]) -> Goal:
         at_least=bool(values["at_least"]),
         unit=str(values["unit"]),
     )
+
+
+def _spent(values: Mapping[str, Any]) -> Spent:
+    known = [field.name for field in fields(Spent) if field.name != "name"]
+    return Spent(name=str(values["name"]), **{name: _above_zero(values[name]) for name in known})
+
+
+def _plain(value: object) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"{value!r:.20} is neither text nor a whole number")
+    return value
+
+
+def _seconds(value: object) -> float:
+    return 0.0 if value == 0 else _above_zero(value)
 
 
 def _spread(values: object) -> Spread:

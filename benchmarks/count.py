@@ -27,6 +27,8 @@ from livereel.engine.sampling.window import KVRing, window_of
 from livereel.engine.sampling.windowed import Windowed
 from livereel.engine.types import VAE, ClipTransformer, Decoder, Place
 
+from .random_weights import TAEHV_SPACE, TAEHV_WIDTHS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -40,8 +42,6 @@ DECODE, DIRECT, TINY = "VAE decode", "VAE decode, upsampling plainly", "tiny dec
 of the larger picture; the first leaves out what these do twice."""
 MOST_TOKENS = 1 << 18
 """Of a pass: tables of positions are the one thing that takes memory here."""
-_TAEHV_WIDTHS = (256, 128, 64, 64)
-_TAEHV_SPACE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +292,7 @@ def _next_decode(decoder: Decoder, z: Tensor) -> Work:
 def _tiny(vae: VAE, dtype: torch.dtype) -> TinyVAE | None:
     """The published tiny decoder of such latents, if there can be one."""
     with META:
-        decoder = TinyDecoder(
-            vae.channels, _TAEHV_WIDTHS, max(1, vae.spatial_factor // _TAEHV_SPACE)
-        )
+        decoder = TinyDecoder(vae.channels, TAEHV_WIDTHS, max(1, vae.spatial_factor // TAEHV_SPACE))
     try:
         return TinyVAE(vae, decoder.to(dtype))
     except CheckpointError:

@@ -2,13 +2,14 @@
 # All that wants a GPU, in one go of under 9 minutes on a bare machine with CUDA, torch and Triton.
 #
 #   benchmarks/gpu_suite.sh [--build] [--test] [--kernels] [--stream] [--cogvideox] [--out FOLDER]
-#                           [--wheels FOLDER]
+#                           [--wheels FOLDER] [--targets]
 #
 # build installs LiveReel; test runs what is marked gpu; kernels times every op against its peers;
 # stream is Wan 1.3B with random weights on each road, in bfloat16 and in fp8; cogvideox decodes 49
-# frames by its VAE, beside diffusers where that is installed.
+# frames by its VAE, beside diffusers where that is installed. targets, which runs when it is named,
+# measures what is aimed at on one H200 and prints each figure's ratio to its target.
 #
-# Without a stage's flag all of them run; each stands alone, so that a short call can be filled. No
+# Without a stage's flag all others run; each stands alone, so that a short call can be filled. No
 # network is used: what pip needs beside torch and Triton (scikit-build-core, pybind11, ninja,
 # pytest, pytest-timeout, safetensors, tokenizers, transformers, ftfy, av) is there already or lies
 # in --wheels as wheels. FOLDER (default: $OUT, or out/gpu) gets suite.json with the chip, driver,
@@ -19,10 +20,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${OUT:-out/gpu} wheels="" stages=()
 while (($#)); do
   case $1 in
-    --build | --test | --kernels | --stream | --cogvideox) stages+=("${1#--}") ;;
+    --build | --test | --kernels | --stream | --cogvideox | --targets) stages+=("${1#--}") ;;
     --out) out=$2 && shift ;;
     --wheels) wheels=$2 && shift ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,17s/^# \{0,1\}//p' "$0" && exit 2 ;;
   esac
   shift
 done
@@ -31,7 +32,7 @@ mkdir -p "$out"
 python=${PYTHON:-python3}
 
 # Seconds that a stage may take. Together with a margin these are the 9 minutes.
-declare -A limit=([build]=80 [test]=160 [kernels]=130 [stream]=90 [cogvideox]=60)
+declare -A limit=([build]=80 [test]=160 [kernels]=130 [stream]=90 [cogvideox]=60 [targets]=500)
 
 run_build() {
   [[ -z $wheels ]] || "$python" -m pip install --no-index --no-deps --quiet "$wheels"/*.whl
@@ -46,8 +47,21 @@ run_stream() { "$python" -m livereel.benchmarks.bench_wan --json "$out/stream.js
 run_cogvideox() {
   "$python" -m livereel.benchmarks.bench_cogvideox --rounds 3 --json "$out/cogvideox.json"
 }
+run_targets() {
+  bench() {
+    "$python" -m livereel.engine.cli bench "$1" --model "$2" --random-weights --json "$out/$3.json" "${@:4}"
+  }
+  bench stream wan2.1-1.3b target-tiny --decoder tiny --baseline none
+  bench stream wan2.1-1.3b target-fp8 --decoder tiny --dtype fp8
+  bench stream wan2.1-1.3b target-full --window 21 12 --baseline none
+  bench stream wan2.1-1.3b target-first --first-chunk 1 --decoder tiny --baseline none --runs 3
+  bench vae wan2.1-1.3b target-vae --baseline diffusers-channels-last --runs 5
+  bench stream wan2.1-14b target-14b --window 12 --runs 5 --baseline none
+  bench stream wan2.1-14b target-14b-fp8 --window 12 --runs 5 --dtype fp8
+  "$python" -m livereel.benchmarks.targets "$out"
+}
 
-export -f run_build run_test run_kernels run_stream run_cogvideox
+export -f run_build run_test run_kernels run_stream run_cogvideox run_targets
 export python out wheels
 outcomes=() failed=0
 for stage in "${stages[@]}"; do

@@ -194,6 +194,7 @@ class Environment:
     python: str
     versions: dict[str, str]
     commit: str
+    gpu: str = ""
 
     @classmethod
     def capture(cls, *, threads: int, packages: Sequence[str], repo: Path) -> Environment:
@@ -208,17 +209,20 @@ class Environment:
             python=platform.python_version(),
             versions={name: _version(name) for name in packages},
             commit=_commit(repo),
+            gpu=_gpu(),
         )
 
     def __str__(self) -> str:
-        """Three lines for the head of a report."""
+        """Some lines for the head of a report."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return (
+        lines = [self.gpu] if self.gpu else []
+        lines += [
             f"{self.cpu}, {self.cores} cores, {self.threads} threads, {self.memory_gb} GB, "
-            f"load {self.load_average}\n"
-            f"{self.system}, python {self.python}, {versions}\n"
-            f"commit {self.commit}"
-        )
+            f"load {self.load_average}",
+            f"{self.system}, python {self.python}, {versions}",
+            f"commit {self.commit}",
+        ]
+        return "\n".join(lines)
 
 
 def _version(package: str) -> str:
@@ -226,6 +230,23 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _gpu() -> str:
+    """Its name, driver, memory, power limit and clocks; empty where there is none."""
+    asked = "name,driver_version,memory.total,power.limit,clocks.sm,clocks.max.sm"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    fields = [field.strip() for field in done.stdout.partition("\n")[0].split(",")]
+    if len(fields) != len(asked.split(",")):
+        return ""
+    name, driver, memory, power, clock, most = fields
+    return f"{name}, driver {driver}, {memory}, {power}, {clock} now, at most {most}"
 
 
 def _commit(repo: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livereel.engine.checkpoint.folder import DEMO, open_folder
+from livereel.engine.checkpoint.recipes import RECIPES
 from livereel.engine.config import DEFAULT_SELF_FORCING, StreamConfig
 from livereel.engine.errors import InputError
 from livereel.engine.models.wan.vae_config import LATENTS_MEAN_2_2, LATENTS_STD_2_2
@@ -58,7 +59,6 @@ _WAN_2_2_VAE = Part(
         "latents_std": LATENTS_STD_2_2,
     },
 )
-_COGVIDEOX_STREAM = _stream(720, 480, 8.0, 226)
 
 MODELS: Mapping[str, Model] = {
     "wan2.1-1.3b": Model(
@@ -91,7 +91,7 @@ MODELS: Mapping[str, Model] = {
         transformer=Part(class_name="CogVideoXTransformer3DModel"),
         vae=Part(class_name="AutoencoderKLCogVideoX"),
         frames=49,
-        stream=_COGVIDEOX_STREAM,
+        stream=RECIPES["windows-2b"],
     ),
     "cogvideox-5b": Model(
         transformer=Part(
@@ -104,7 +104,7 @@ MODELS: Mapping[str, Model] = {
         ),
         vae=Part(class_name="AutoencoderKLCogVideoX", config={"scaling_factor": 0.7}),
         frames=49,
-        stream=_COGVIDEOX_STREAM,
+        stream=RECIPES["windows-5b"],
     ),
 }
 

@@ -106,13 +106,17 @@ class Peer:
         return frames
 
     def clip(self, prompt: str, *, frames: int, passes: int, seed: int) -> Frames:
-        """Prompt to uint8 frames `[F, H, W, 3]`: text, `passes` Euler steps, VAE, conversion."""
+        """Prompt to uint8 frames `[F, H, W, 3]`: text, Euler steps, VAE, conversion.
+
+        As many steps as `passes` allow: a guided one is two forwards of the DiT.
+        """
+        guided = self.stream.guidance_scale > 1
         video = self.pipeline(
             prompt,
             width=self.stream.width,
             height=self.stream.height,
             num_frames=frames,
-            num_inference_steps=passes,
+            num_inference_steps=max(1, passes // (2 if guided else 1)),
             guidance_scale=self.stream.guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=self.stream.max_sequence_length,

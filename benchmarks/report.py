@@ -40,11 +40,43 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """A stage's seconds, beside what it computes and what the chip could do.
+
+    `flops` and `moved` bytes are counted from the graph; `ceiling_flops` and `ceiling_bytes` a
+    second were measured on the same chip in the same run.
+    """
+
+    name: str
+    seconds: float
+    flops: float
+    moved: float
+    ceiling_flops: float
+    ceiling_bytes: float
+
+    @property
+    def share(self) -> float:
+        """The least seconds that the ceilings allow, over those it took."""
+        least = max(self.flops / self.ceiling_flops, self.moved / self.ceiling_bytes)
+        return least / self.seconds
+
+    def __str__(self) -> str:
+        """`roofline, DiT: 0.57 TFLOP/s, 21 GB/s, 44% of what this chip allows`."""
+        rate, bandwidth = self.flops / self.seconds / 1e12, self.moved / self.seconds / 1e9
+        return (
+            f"roofline, {self.name}: {rate:.3g} TFLOP/s, {bandwidth:.3g} GB/s, {self.share:.0%} of "
+            f"what this chip allows"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """One comparison: who made how many frames a second, the ratios, and what was aimed at.
 
     `ratios` are of the first of `timings` over each of the others; `figures` are medians of what
-    is no frame rate; `notes` are lines of plain text.
+    is no frame rate; `notes` are lines of plain text. `setup` says what was measured at what size,
+    `contents` what is in the figures of each contender, `stages` where a chunk of theirs spends its
+    seconds, `work` what the first of them computes.
     """
 
     title: str
@@ -53,6 +85,10 @@ class Section:
     figures: Mapping[str, Spread] = field(default_factory=dict)
     notes: Sequence[str] = ()
     goals: Sequence[Goal] = ()
+    setup: Mapping[str, str | int] = field(default_factory=dict)
+    contents: Mapping[str, str] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    work: Sequence[Spent] = ()
 
     @classmethod
     def compare(
@@ -83,8 +119,14 @@ class Section:
         for timing in self.timings:
             rate = f"{timing.fps} frames a second"
             lines.append(f"  {timing.name:16} {timing.settings:44} {rate}")
+            if timing.name in self.contents:
+                lines.append(f"    in it: {self.contents[timing.name]}")
         lines += [f"  {name} {ratio}x" for name, ratio in self.ratios.items()]
         lines += [f"  {name} {figure}" for name, figure in self.figures.items()]
+        for name, stages in self.stages.items():
+            each = ", ".join(f"{stage} {1000 * s:.1f}" for stage, s in stages.items())
+            lines.append(f"  {name}, ms of a chunk: {each}")
+        lines += [f"  {spent}" for spent in self.work]
         lines += [f"  {note}" for note in self.notes]
         lines += [f"  {goal}" for goal in self.goals]
         return "\n".join(lines)

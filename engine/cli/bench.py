@@ -11,13 +11,15 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from .. import machine
 from ..errors import InputError, ResourceError
-from . import arguments
+from . import arguments, bench_runs
+from . import bench_options as shared
 
 SUMMARY = "count a model's work, time it, and compare and report the results"
 EXAMPLES = """\
 examples:
+  livereel bench stream --json stream.json --plot stream.html
+  livereel bench vae --model wan2.1-1.3b --random-weights
   livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
   livereel bench startup --runs 5 --json startup.json
@@ -42,7 +44,8 @@ One process before the runs is told apart, since it may read its files from the 
 _COMPARE = """\
 A figure is slower when the quartiles of the two runs do not meet and the medians are further apart
 than --by. That counts for peers, too: where they are slower, the machine may be. On another chip
-compare --ratios, ours over a peer in the same run. The exit code is 1 when something is slower.
+compare --ratios, ours over a peer in the same run. What ran in another dtype or on another road is
+left out. The exit code is 1 when something is slower.
 """
 _REPORT = """\
 Every .json file of the folder that a benchmark wrote goes into report.html, one page that stands
@@ -55,6 +58,7 @@ _MOST_FRAMES = 10_000
 def add(parser: argparse.ArgumentParser) -> None:
     """Add what can be benched, each with its options."""
     whats = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    bench_runs.add(whats)
     _add_count(whats)
     _add_startup(whats)
     _add_kernels(whats)
@@ -68,25 +72,10 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _add(whats: Any, name: str, summary: str, epilog: str, job: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = whats.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(bench=job)
-    return parser
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="FILE", help="also write every figure as JSON")
-
-
 def _add_count(whats: Any) -> None:
-    parser = _add(whats, "count", "count FLOPs and bytes, without weights", _COUNT, _count)
+    parser = shared.add_command(
+        whats, "count", "count FLOPs and bytes, without weights", _COUNT, _count
+    )
     add = parser.add_argument
     add("--model", default="demo", help="wan2.1-1.3b and the like, or a model folder")
     add("--size", type=arguments.size, metavar="WxH", help="in pixels (default: the model's)")
@@ -95,11 +84,11 @@ def _add_count(whats: Any) -> None:
     add("--chunk", type=arguments.whole(1, 64), help="latent frames of a chunk")
     add("--steps", type=arguments.whole(1, 1000), help="passes over a chunk")
     add("--dtype", choices=arguments.DTYPES[1:], default="bfloat16")
-    _add_json(parser)
+    shared.add_json(parser)
 
 
 def _count(options: argparse.Namespace) -> int:
-    path = _json_path(options)
+    path = shared.json_path(options)
     from livereel.benchmarks import models
 
     model = models.find(options.model)
@@ -133,20 +122,21 @@ def _count(options: argparse.Namespace) -> int:
 
 def _add_startup(whats: Any) -> None:
     summary = "time a cold process to its first frame"
-    parser = _add(whats, "startup", summary, _STARTUP, _startup)
+    parser = shared.add_command(whats, "startup", summary, _STARTUP, _startup)
     arguments.add_model(parser)
     add = parser.add_argument
     add("--runs", type=arguments.whole(1, 100), default=5, help="processes (default: 5)")
     add("--empty-cache", action="store_true", help="compile Triton's kernels anew in each process")
-    _add_json(parser)
+    shared.add_json(parser)
+    shared.add_plot(parser)
 
 
 def _startup(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code: 1 when the goal was missed."""
+    shared.json_path(options), shared.plot_path(options)
     arguments.find_model(options.model)
-    path = _json_path(options)
 
-    from livereel.benchmarks import bench_startup, harness, report
+    from livereel.benchmarks import bench_startup
 
     startup = bench_startup.Startup(
         model=options.model,
@@ -158,20 +148,13 @@ def _startup(options: argparse.Namespace) -> int:
         section = bench_startup.measure(startup, runs=options.runs)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         raise ResourceError(f"a process did not start: {str(error).splitlines()[-1]}") from error
-    repo = Path(report.__file__).parents[1]
-    environment = harness.Environment.capture(
-        threads=machine.cores(), packages=("livereel", "torch", "transformers"), repo=repo
-    )
-    print(f"{environment}\n\n{section}")
-    if path is not None:
-        text = report.to_json(environment, {"startup": section})
-        path.write_text(text + "\n", encoding="utf-8")
-    return 0 if all(goal.met for goal in section.goals) else 1
+    print(section)
+    return shared.finish(options, {"startup": section})
 
 
 def _add_kernels(whats: Any) -> None:
     summary = "time the kernels on this GPU against torch and the libraries below it"
-    parser = _add(whats, "kernels", summary, _KERNELS, _kernels)
+    parser = shared.add_command(whats, "kernels", summary, _KERNELS, _kernels)
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help="kernels to time (default: all)")
     add(
@@ -180,7 +163,7 @@ def _add_kernels(whats: Any) -> None:
         default=30,
         help="runs of each contender (default: 30)",
     )
-    _add_json(parser)
+    shared.add_json(parser)
 
 
 def _kernels(options: argparse.Namespace) -> int:
@@ -189,7 +172,7 @@ def _kernels(options: argparse.Namespace) -> int:
     for op in options.ops:
         if op not in known:
             raise InputError(f"unknown kernel {op!r}; known are {', '.join(known)}")
-    path = _json_path(options)
+    path = shared.json_path(options)
 
     from livereel.benchmarks.kernels import harness
 
@@ -205,7 +188,7 @@ def _kernels(options: argparse.Namespace) -> int:
 
 def _add_compare(whats: Any) -> None:
     summary = "say what became slower from one result's JSON to another's"
-    parser = _add(whats, "compare", summary, _COMPARE, _compare)
+    parser = shared.add_command(whats, "compare", summary, _COMPARE, _compare)
     add = parser.add_argument
     add("before", metavar="A", help="the earlier result")
     add("after", metavar="B", help="the later one")
@@ -224,6 +207,13 @@ def _compare(options: argparse.Namespace) -> int:
     from livereel.benchmarks import compare
 
     before, after = compare.read(Path(options.before)), compare.read(Path(options.after))
+    apart = compare.apart(before, after)
+    for name, how in apart.items():
+        print(f"not compared: {name} ({how})")
+    if apart:
+        before, after = (compare.without(result, apart) for result in (before, after))
+        if not before.sections.keys() & after.sections.keys():
+            return 0
     changes = compare.compare(before, after, by=options.by / 100, ratios=options.ratios)
     for name, result in (("A", before), ("B", after)):
         where = result.environment
@@ -237,7 +227,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _add_report(whats: Any) -> None:
     summary = "make one HTML page and a Markdown table of a folder's results"
-    parser = _add(whats, "report", summary, _REPORT, _report)
+    parser = shared.add_command(whats, "report", summary, _REPORT, _report)
     parser.add_argument("folder", metavar="DIR", help="where the .json files lie")
 
 
@@ -254,9 +244,7 @@ def _report(options: argparse.Namespace) -> int:
 
     results, others = pages.gather(folder.glob("*.json"))
     for path, form in outputs.items():
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(getattr(pages, form)(results, others), encoding="utf-8")
-        partial.replace(path)
+        shared.replace(path, getattr(pages, form)(results, others))
     told = f"; left out: {', '.join(others)}" if others else ""
     print(f"{' and '.join(str(path) for path in outputs)}: {len(results)} results{told}")
     return 0
@@ -268,12 +256,3 @@ def _known() -> list[str]:
 
     names = (module.name for module in iter_modules(kernels.__path__))
     return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
-
-
-def _json_path(options: argparse.Namespace) -> Path | None:
-    """Where `--json` goes, which can be written to."""
-    if options.json is None:
-        return None
-    path = Path(options.json)
-    arguments.check_file(path)
-    return path

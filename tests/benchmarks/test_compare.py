@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from livereel.benchmarks.compare import Result, compare, read
+from livereel.benchmarks.compare import Result, apart, compare, read, without
 from livereel.benchmarks.harness import Environment, Spread, Timing
-from livereel.benchmarks.report import Goal, Section, to_json
+from livereel.benchmarks.report import Goal, Section, Spent, to_json
 from livereel.engine.errors import InputError
 
 HERE = Environment(
@@ -34,6 +35,14 @@ def result(*ours: float, first: Spread = FIRST, ratio: Spread = RATIO) -> Result
         ratios={"livereel over peer": ratio},
         figures={"first frame, s": first},
         notes=["a note"],
+        setup={"what": "decode", "dtype": "float32", "frames": 10},
+        contents={"livereel": "full VAE; not text"},
+        stages={"livereel": {"vae": 1.0, "text": 0.0}},
+        work=[
+            Spent(
+                name="VAE", seconds=1.0, flops=1e9, moved=1e6, ceiling_flops=1e12, ceiling_bytes=1e9
+            )
+        ],
         goals=[Goal(what="first frame:", value=2.0, bound=1.0, at_least=False, unit=" s")],
     )
     return Result(environment=HERE, sections={"decode": section})
@@ -86,6 +95,16 @@ def test_small_changes_do_not_count() -> None:
     assert changes(before, after, by=0.03) == ["-decode: livereel, frames a second"]
 
 
+def test_what_ran_on_another_road_is_apart() -> None:
+    one = result(1.0)
+    section = one.sections["decode"]
+    setup = {**section.setup, "dtype": "bfloat16"}
+    other = Result(environment=HERE, sections={"decode": replace(section, setup=setup)})
+    assert apart(one, one) == {}
+    assert apart(one, other) == {"decode": "dtype float32 and bfloat16"}
+    assert without(one, apart(one, other)).sections == {}
+
+
 def test_a_change_says_both_figures() -> None:
     first, *_ = compare(result(1.0), result(2.0), by=0.05, ratios=False)
     assert " ".join(str(first).split()) == (
@@ -121,6 +140,9 @@ def damaged(change: Any) -> Any:
         damaged(lambda all, one: one["timings"][0].update(frames=float("nan"))),
         damaged(lambda all, one: one["figures"]["first frame, s"].update(median=-1)),
         damaged(lambda all, one: one.update(goals=[3])),
+        damaged(lambda all, one: one.update(setup={"width": 1.5})),
+        damaged(lambda all, one: one.update(stages={"livereel": {"vae": -1}})),
+        damaged(lambda all, one: one["work"][0].update(ceiling_flops=0)),
     ],
 )
 def test_what_is_no_result_is_told(values: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from livereel.benchmarks.compare import Result
 from livereel.benchmarks.harness import Environment, Spread, Timing
 from livereel.benchmarks.pages import gather, html, markdown, rows_of
-from livereel.benchmarks.report import Goal, Section, to_json
+from livereel.benchmarks.report import Goal, Section, Spent, to_json
 from livereel.engine.errors import InputError
 
 HERE = Environment(
@@ -33,6 +33,7 @@ SECTION = Section(
     },
     notes=["a <note>"],
     goals=[Goal(what="first frame:", value=2.0, bound=1.0, at_least=False, unit=" s")],
+    work=[],
 )
 RESULTS = {"cpu": Result(environment=HERE, sections={"decode": SECTION})}
 
@@ -82,6 +83,40 @@ def test_a_section_without_figures_is_a_title() -> None:
     empty = {"a": replace(RESULTS["cpu"], sections={"b": Section(title="nothing yet")})}
     assert "<h3>nothing yet</h3>" in html(empty, []) and "<svg" not in html(empty, [])
     assert "### nothing yet" in markdown(empty, [])
+
+
+def stream(width: int, steps: int, fps: float) -> Section:
+    return Section(
+        title=f"stream {width}",
+        timings=[
+            Timing(name=who, settings="", frames=10, warmup_s=(), seconds=(slower / fps, 1.0))
+            for who, slower in (("livereel", 10.0), ("loop", 40.0))
+        ],
+        setup={"what": "stream", "width": width, "height": width, "steps": steps, "window": 6},
+        contents={"livereel": "5 passes, full VAE; not text"},
+        stages={"livereel": {"dit": 0.5, "vae": 0.25}},
+        work=[
+            Spent(name="DiT", seconds=0.5, flops=1e12, moved=1e9, ceiling_flops=4e12,
+                  ceiling_bytes=1e10)
+        ],
+    )  # fmt: skip
+
+
+def test_streams_are_drawn_over_what_they_differ_in() -> None:
+    sections = {str(i): stream(*x) for i, x in enumerate([(64, 4, 30), (128, 4, 10), (64, 2, 50)])}
+    result = {"all": Result(environment=HERE, sections=sections)}
+    page = html(result, [])
+    assert "<h3>Frames a second over size</h3>" in page
+    assert ">64x64</text>" in page and ">128x128</text>" in page
+    assert "<h3>Frames a second over steps of a chunk</h3>" in page
+    assert "over window" not in page  # all had the same
+    for drawing in page.split("<svg ")[1:]:
+        ElementTree.fromstring("<svg " + drawing.partition("</svg>")[0] + "</svg>")
+    assert page.count("where a chunk&#x27;s time goes") == 0 and "DiT, 50%" in page
+    assert "in livereel: 5 passes, full VAE; not text" in page
+    tables = markdown(result, [])
+    assert "- livereel, ms of a chunk by stage: dit 500, vae 250" in tables
+    assert "- roofline, DiT: 2 TFLOP/s, 2 GB/s, 50% of what this chip allows" in tables
 
 
 def test_results_are_gathered_and_others_named(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from livereel.benchmarks import bench_startup
+from livereel.benchmarks import bench_serve, bench_startup, bench_stream, bench_vae
 from livereel.benchmarks.compare import read
-from livereel.benchmarks.harness import Spread
+from livereel.benchmarks.harness import Environment, Spread
 from livereel.benchmarks.kernels import harness
-from livereel.benchmarks.report import Section
+from livereel.benchmarks.report import Section, to_json
+from livereel.benchmarks.subject import Subject
 from livereel.engine import cli
+from livereel.engine.cli import bench_runs
 
 
 @pytest.fixture
@@ -138,6 +141,110 @@ def test_startup_tells_in_one_line_why_a_process_did_not_start(
     assert capsys.readouterr().err == said
     assert cli.main(["bench", "startup", "--model", "none"]) == 2
     assert "unknown model 'none'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a model is loaded with, and what is measured; neither is done."""
+    told: dict[str, Any] = {"measured": []}
+    stand_in = SimpleNamespace(model=SimpleNamespace(frames=81))
+
+    def load(name: str, **options: Any) -> Any:
+        told["load"] = {"name": name, **options}
+        return stand_in
+
+    def measure(subject: Any, baselines: list[str], **options: Any) -> Section:
+        told["measured"].append((subject, baselines, options))
+        return Section(title="measured", figures={"first frame, s": Spread(1.0, 1.0, 1.0)})
+
+    stand_in.at = lambda **changes: changes
+    monkeypatch.setattr(Subject, "load", load)
+    monkeypatch.setattr(bench_runs, "_ceilings", lambda subject: "top")
+    monkeypatch.setattr(bench_runs, "_loops", lambda subject: True)
+    monkeypatch.setattr(bench_stream, "measure", measure)
+    monkeypatch.setattr(bench_stream, "title", str)
+    monkeypatch.setattr(bench_vae, "measure", lambda *a, **k: measure(*a, **k))
+    return told
+
+
+def test_stream_measures_at_every_setting(
+    loaded: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "a.json", tmp_path / "a.html"
+    options = (
+        f"--model wan2.1-1.3b --random-weights --size 64x64 128x64 --steps 4 2 --chunk 3 "
+        f"--decoder tiny --dtype float32 --runs 3 --warmup 0 --json {out} --plot {page}"
+    )
+    assert cli.main(["bench", "stream", *options.split()]) == 0
+    assert loaded["load"] == {
+        "name": "wan2.1-1.3b", "device": "auto", "dtype": "float32", "decoder": "tiny",
+        "random": True,
+    }  # fmt: skip
+    subjects = [subject for subject, _, _ in loaded["measured"]]
+    assert [(x["size"], x["steps"]) for x in subjects] == [
+        ((64, 64), 4), ((128, 64), 4), ((64, 64), 2),
+    ]  # fmt: skip
+    _, baselines, how = loaded["measured"][0]
+    assert baselines == ["loop", "diffusers"] and how == {"runs": 3, "warmup": 0, "top": "top"}
+    assert len(read(out).sections) == 3 and "<h3>measured</h3>" in page.read_text()
+    assert capsys.readouterr().out.count("measured") == 3
+
+
+def test_baselines_are_the_ones_asked_for(
+    loaded: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, wanted in (
+        ("--baseline none", []),
+        ("--baseline diffusers-fast --baseline loop", ["diffusers-fast", "loop"]),
+    ):
+        assert cli.main(["bench", "stream", *options.split()]) == 0
+        assert loaded["measured"][-1][1] == wanted
+    for options in ("--baseline none --baseline loop", "--baseline slow", "--runs 0", "--size 3"):
+        assert cli.main(["bench", "stream", *options.split()]) == 2
+    assert cli.main(["bench", "stream", "--model", "wan9"]) == 2
+    err = capsys.readouterr().err
+    assert "goes with no other" in err and "unknown model 'wan9'" in err
+
+
+def test_vae_is_measured_at_the_models_length(loaded: dict[str, Any]) -> None:
+    loaded_at: dict[str, Any] = {}
+    assert cli.main(["bench", "vae", "--frames", "9", "--baseline", "diffusers"]) == 0
+    [(subject, baselines, options)] = loaded["measured"]
+    loaded_at.update(subject)
+    assert loaded_at == {"size": None} and baselines == ["diffusers"]
+    assert options["frames"] == 9 and options["runs"] == 7
+
+
+def test_the_command_line_knows_all_baselines() -> None:
+    assert tuple(bench_stream.BASELINES) == bench_runs.STREAM_BASELINES
+    assert tuple(bench_vae.BASELINES) == bench_runs.VAE_BASELINES
+
+
+def test_serve_hands_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(bench_serve, "main", given.extend)
+    path = tmp_path / "serve.json"
+    options = f"--streams 1 3 --fps 4 --seconds 5 --json {path}"
+    assert cli.main(["bench", "serve", *options.split()]) == 0
+    assert given == [
+        "--model=demo", "--seconds=5.0", "--fps=4.0", f"--json={path}", "--streams", "1", "3",
+    ]  # fmt: skip
+    assert cli.main(["bench", "serve", "--streams", "0"]) == 2
+
+
+def test_what_ran_elsewhere_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for dtype in ("bfloat16", "float32"):
+        section = Section(
+            title="a", setup={"dtype": dtype}, ratios={"livereel over loop": Spread(2.0, 2.0, 2.0)}
+        )
+        environment = Environment.capture(threads=1, packages=(), repo=tmp_path)
+        paths.append(tmp_path / f"{dtype}.json")
+        paths[-1].write_text(to_json(environment, {"a": section}))
+    assert cli.main(["bench", "compare", *map(str, paths), "--ratios"]) == 0
+    assert "not compared: a (dtype bfloat16 and float32)" in capsys.readouterr().out
 
 
 def test_report_writes_a_page_and_tables(

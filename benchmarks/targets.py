@@ -1,0 +1,191 @@
+"""What is aimed at on one H200, and how near results come.
+
+    python -m livereel.benchmarks.targets FOLDER
+
+reads every result in FOLDER and prints, for each target, the figure and its ratio to the target: 1
+or more is met. What no result tells is listed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from livereel.engine.checkpoint.folder import read_json
+from livereel.engine.errors import CheckpointError, InputError
+
+from .compare import Result, read
+from .report import Section
+
+_MOST_BYTES = 16 << 20
+Figure = Callable[[Section], "float | None"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A bound on a figure of sections whose setup has all of `setup`."""
+
+    name: str
+    setup: Mapping[str, str | int]
+    figure: Figure
+    bound: float
+    unit: str
+    at_least: bool = False
+
+    def value(self, sections: Iterable[Section]) -> float | None:
+        """The best figure there is of it."""
+        found = [
+            value
+            for section in sections
+            if all(section.setup.get(key) == wanted for key, wanted in self.setup.items())
+            if (value := self.figure(section)) is not None
+        ]
+        return (max if self.at_least else min)(found, default=None)
+
+    def ratio(self, value: float) -> float:
+        """1 or more where it is met."""
+        return value / self.bound if self.at_least else self.bound / value
+
+
+def chunk_ms(section: Section) -> float | None:
+    """The median of our chunks."""
+    ours = section.timings[:1]
+    return 1000 * statistics.median(ours[0].seconds) if ours else None
+
+
+def fps(section: Section) -> float | None:
+    """Our steady frames a second."""
+    return section.timings[0].fps.median if section.timings else None
+
+
+def first_frame_ms(section: Section) -> float | None:
+    """The wait for our first frame, all warm."""
+    found = section.figures.get("livereel: first frame, s")
+    return None if found is None else 1000 * found.median
+
+
+def ratio_over(peer: str) -> Figure:
+    """How many times as fast as a peer ours was."""
+
+    def figure(section: Section) -> float | None:
+        found = section.ratios.get(f"livereel over {peer}")
+        return None if found is None else found.median
+
+    return figure
+
+
+def _of(what: str, model: str, dtype: str = "bfloat16", **more: str | int) -> dict[str, str | int]:
+    full = {"wan2.1-1.3b": (832, 480), "wan2.1-14b": (832, 480)}[model]
+    size = dict(zip(("width", "height"), full, strict=True))
+    return {"what": what, "model": model, "dtype": dtype, "device": "cuda", **size, **more}
+
+
+_SMALL, _LARGE = "wan2.1-1.3b", "wan2.1-14b"
+_RECIPE: dict[str, str | int] = {"chunk": 3, "steps": 4}
+_WIDE: dict[str, str | int] = {**_RECIPE, "window": 21}
+_NARROW: dict[str, str | int] = {**_RECIPE, "window": 12}
+_TINY = _of("stream", _SMALL, decoder="tiny", **_WIDE)
+_FULL = _of("stream", _SMALL, decoder="full", **_WIDE)
+
+H200: Sequence[Target] = (
+    Target(name="1.3B, window 21, tiny decoder: a chunk", setup=_TINY, figure=chunk_ms,
+           bound=340, unit="ms"),
+    Target(name="the same with fp8 products: a chunk", setup=_TINY | {"dtype": "fp8"},
+           figure=chunk_ms, bound=290, unit="ms"),
+    Target(name="the same with fp8 attention as well: a chunk",
+           setup=_TINY | {"dtype": "fp8", "attention": "fp8"}, figure=chunk_ms, bound=240,
+           unit="ms"),
+    Target(name="1.3B, window 21, full VAE: a chunk", setup=_FULL, figure=chunk_ms, bound=430,
+           unit="ms"),
+    Target(name="1.3B, window 12, full VAE: frames a second",
+           setup=_of("stream", _SMALL, decoder="full", **_NARROW), figure=fps, bound=40, unit="",
+           at_least=True),
+    Target(name="1.3B: first frame, warm, of a first chunk of 3",
+           setup=_of("stream", _SMALL, first_chunk=3, **_RECIPE), figure=first_frame_ms, bound=200,
+           unit="ms"),
+    Target(name="1.3B: first frame, warm, of a first chunk of 1",
+           setup=_of("stream", _SMALL, first_chunk=1, **_RECIPE), figure=first_frame_ms, bound=120,
+           unit="ms"),
+    Target(name="14B, window 12: frames a second", setup=_of("stream", _LARGE, **_NARROW),
+           figure=fps, bound=7.5, unit="", at_least=True),
+    Target(name="14B, window 12, fp8: frames a second",
+           setup=_of("stream", _LARGE, "fp8", **_NARROW), figure=fps, bound=10, unit="",
+           at_least=True),
+    Target(name="VAE, 81 frames, over diffusers channels-last",
+           setup=_of("vae", _SMALL, frames=81, decoder="full"),
+           figure=ratio_over("diffusers, channels-last"), bound=2, unit="x", at_least=True),
+)  # fmt: skip
+SERVED: Mapping[str, tuple[str, float]] = {
+    "control_p95_ms": ("one stream served: control to pixel, p95, ms", 600.0),
+    "interval_p99_ms": ("one stream served: frame interval, p99, over its median", 1.5),
+}
+"""Of a row of the server's benchmark: the name and the most of a figure."""
+
+
+def report(results: Iterable[Result], served: Iterable[Mapping[str, Any]] = ()) -> list[str]:
+    """A line for each target."""
+    sections = [section for result in results for section in result.sections.values()]
+    lines = []
+    for target in H200:
+        value = target.value(sections)
+        side = "at least" if target.at_least else "at most"
+        bound = f"({side} {target.bound:g}{_spaced(target.unit)})"
+        lines.append(_line(target.name, value, bound, target.ratio, target.unit))
+    rows = [row for row in served if row.get("streams") == 1]
+    for key, (name, most) in SERVED.items():
+        found = [_served(row, key) for row in rows]
+        value = min((x for x in found if x is not None), default=None)
+        lines.append(_line(name, value, f"(at most {most:g})", lambda x, most=most: most / x))
+    return lines
+
+
+def _served(row: Mapping[str, Any], key: str) -> float | None:
+    scale = row.get("interval_p50_ms") if key == "interval_p99_ms" else 1.0
+    value = row.get(key)
+    if not all(isinstance(x, (int, float)) and x > 0 for x in (value, scale)):
+        return None
+    return float(value) / float(scale)  # type: ignore[arg-type]
+
+
+def _line(
+    name: str, value: float | None, bound: str, ratio: Callable[[float], float], unit: str = ""
+) -> str:
+    if value is None:
+        return f"{'-':>5}  {name}: not measured {bound}"
+    return f"{ratio(value):5.2f}  {name}: {value:.4g}{_spaced(unit)} {bound}"
+
+
+def _spaced(unit: str) -> str:
+    return f" {unit}" if unit == "ms" else unit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the lines."""
+    parser = argparse.ArgumentParser(prog="targets", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    results, served = [], []
+    for path in sorted(parser.parse_args(argv).folder.glob("*.json")):
+        try:
+            results.append(read(path))
+        except InputError:
+            served += _rows(path)
+    print("ratio  target on one H200; 1 or more is met")
+    print("\n".join(report(results, served)))
+    return 0
+
+
+def _rows(path: Path) -> list[Mapping[str, Any]]:
+    """Of the server's benchmark, if it wrote the file."""
+    try:
+        rows = read_json(path, limit=_MOST_BYTES).get("rows")
+    except CheckpointError:
+        return []
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
