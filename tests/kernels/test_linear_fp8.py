@@ -147,11 +147,12 @@ def test_layers_take_the_road_they_are_given(road: Any, device: torch.device) ->
     linear = nn.Linear(32, 48).bfloat16().to(device)
     x = torch.randn(1, 2, 3, 32).bfloat16().to(device)
     scale, shift = modulation(32, 2, device)
-    layer, reference = LinearFP8(linear, road), LinearFP8(linear)
+    layer, reference = LinearFP8.of(linear, road), LinearFP8.of(linear)
     with Recorded() as ran:
-        outs = layer(x), layer(norm_modulate_rows(x, scale, shift, EPS, road))
+        outs = layer(x), layer(norm_modulate_rows(x, scale, shift, EPS, 1.0, road))
     assert ran.names == (["quantize_rows", "norm_modulate_fp8"] if road == "triton" else [])
-    wanted = reference(x), reference(norm_modulate_rows(x, scale, shift, EPS, "reference"))
+    rows = norm_modulate_rows(x, scale, shift, EPS, 1.0, "reference")
+    wanted = reference(x), reference(rows)
     for out, want in zip(outs, wanted, strict=True):
         torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2)
 
