@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
+from ...layers.linear_gelu import linear_gelu
 from ...layers.modulate import layer_norm
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rotate
@@ -121,7 +122,7 @@ class LinearGELU(nn.Module):
         self.proj = nn.Linear(inside, outside)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return linear_gelu(self.proj, x)
 
 
 class FeedForward(nn.Module):

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError
 from ...layers.attention import attention
+from ...layers.linear_gelu import linear_gelu
 from ...layers.modulate import gate_residual, layer_norm, norm_modulate
 from ...layers.module_list import module_list
 from ...layers.rope import RopeTable, rope_table, rotate
 from ...layers.share import PLAIN, own_rotations
 from ...types import KV, LayerKV, Past
 from ..fields import check_numbers, check_whole, check_wholes, known_fields, refuse_others
-from .embedders import ConditionEmbedder, gelu
+from .embedders import ConditionEmbedder
 from .pictures import condition
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class LinearGELU(nn.Module):
         self.proj = nn.Linear(inside, outside)
 
     def forward(self, x: Tensor | Rows) -> Tensor:
-        return gelu(self.proj(x))
+        return linear_gelu(self.proj, x)
 
 
 class FeedForward(nn.Module):

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from livereel.engine.engine import Engine
 from livereel.engine.layers.attention import attention
+from livereel.engine.layers.linear_gelu import linear_gelu
 from livereel.engine.runners.makers import GraphedMaker
 from livereel.engine.session import Session
 
@@ -90,6 +93,21 @@ def test_attention_is_cudnn_s_where_that_is_faster() -> None:
     assert any("cudnn" in event.name.lower() for event in seen.events())
     wanted = attention(q.cpu().double(), k.cpu().double(), v.cpu().double())
     torch.testing.assert_close(y.cpu().double(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_gelu_is_cublas_s_and_by_tanh() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 1024, device="cuda").bfloat16()
+    x = torch.randn(1, 512, 256, device="cuda").bfloat16()
+    with torch.no_grad():
+        linear_gelu(layer, x)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            y = linear_gelu(layer, x)
+        exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    kernels = [event.name for event in seen.events()]
+    assert not any("GeluCUDA" in name for name in kernels), kernels
+    wanted = F.gelu(exact, approximate="tanh")
+    torch.testing.assert_close(y.double(), wanted, rtol=5e-3, atol=1e-3)
 
 
 def test_the_host_waits_for_frames_alone_and_memory_stays(demo: Engine) -> None:
