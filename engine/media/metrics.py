@@ -9,7 +9,7 @@ Shapes: F frames, H W space.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -119,32 +119,45 @@ def compare_videos(path: str | Path, other: str | Path) -> Comparison:
     Raises `InputError` for files that are none, of different sizes, or smaller than SSIM's window,
     `ResourceError` where torchmetrics is not installed.
     """
+    return compare_frames(_pairs(path, other))
+
+
+def compare_frames(pairs: Iterable[tuple[Frames, Frames]]) -> Comparison:
+    """The same of frames `[F, H, W, 3]`, uint8, that come in pairs of parts alike.
+
+    Raises `InputError` where there are none, and `ResourceError` as `compare_videos` does.
+    """
     psnr, ssim = _functions()
     errors: list[float] = []
     likeness: list[float] = []
     squared, largest, numbers = 0.0, 0, 0
-    pairs = zip(_windows(path, _PART), _windows(other, _PART), strict=False)
-    for (ours, _), (theirs, _) in pairs:
-        if ours.shape[1:] != theirs.shape[1:]:
-            sizes = [f"{frames.shape[2]}x{frames.shape[1]}" for frames in (ours, theirs)]
-            raise InputError(f"{path} is {sizes[0]} and {other} {sizes[1]}; they must be alike")
-        if min(ours.shape[1:3]) < MIN_SIDE:
-            raise InputError(f"{path} is smaller than {MIN_SIDE} pixels a side")
-        count = min(len(ours), len(theirs))
-        a, b = ours[:count], theirs[:count]
+    for a, b in pairs:
         difference = np.abs(a.astype(np.int16) - b)
         squared += float(np.square(difference, dtype=np.int64).sum())
         largest, numbers = max(largest, int(difference.max())), numbers + a.size
         errors += psnr(a, b)
         likeness += ssim(a, b)
     if not errors:
-        raise InputError(f"{path} and {other} have no frame in common")
+        raise InputError("the videos have no frame in common")
     level = squared / numbers
     return Comparison(
         frames=len(errors), psnr=10 * math.log10(255**2 / level) if level else math.inf,
         ssim=float(np.mean(likeness)), largest=largest, psnr_of=tuple(errors),
         ssim_of=tuple(likeness),
     )  # fmt: skip
+
+
+def _pairs(path: str | Path, other: str | Path) -> Iterator[tuple[Frames, Frames]]:
+    """Parts of two videos, frame by frame beside each other."""
+    parts = zip(_windows(path, _PART), _windows(other, _PART), strict=False)
+    for (ours, _), (theirs, _) in parts:
+        if ours.shape[1:] != theirs.shape[1:]:
+            sizes = [f"{frames.shape[2]}x{frames.shape[1]}" for frames in (ours, theirs)]
+            raise InputError(f"{path} is {sizes[0]} and {other} {sizes[1]}; they must be alike")
+        if min(ours.shape[1:3]) < MIN_SIDE:
+            raise InputError(f"{path} is smaller than {MIN_SIDE} pixels a side")
+        count = min(len(ours), len(theirs))
+        yield ours[:count], theirs[:count]
 
 
 def to_json(videos: dict[str, VideoMetrics], comparison: Comparison | None) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def to_json(videos: dict[str, VideoMetrics], comparison: Comparison | None) -> d
     }
     if comparison is not None:
         values["comparison"] = asdict(comparison)
-    return _finite(values)  # type: ignore[no-any-return]
+    return finite(values)  # type: ignore[no-any-return]
 
 
 def to_markdown(videos: dict[str, VideoMetrics], comparison: Comparison | None) -> str:
@@ -235,9 +248,10 @@ def _functions() -> Any:
     return psnr, ssim
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold of it: numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {key: _finite(x) for key, x in value.items()}
+        return {key: finite(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(x) for x in value]
+        return [finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ResourceError
 
@@ -19,13 +20,8 @@ _WIDTH, _HEIGHT = 8.0, 3.0  # inches of a panel
 def save_plot(path: Path, videos: dict[str, VideoMetrics], comparison: Comparison | None) -> None:
     """Write a PNG. Raises `InputError` for a place that cannot be written, `ResourceError` where
     matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ResourceError("a plot needs matplotlib: pip install 'livereel[metrics]'") from error
     rows = len(videos) + (comparison is not None)
-    figure = Figure(figsize=(_WIDTH, _HEIGHT * rows), layout="constrained")
-    panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    figure, panels = _panels(rows)
     for panel, (name, video) in zip(panels, videos.items(), strict=False):
         frames = [look.frame for look in video.looks]
         for kind in _LOOKS:
@@ -41,6 +37,35 @@ def save_plot(path: Path, videos: dict[str, VideoMetrics], comparison: Compariso
         panel.set(title="frame by frame", xlabel="frame", ylabel="PSNR in dB (blue)")
         beside.plot(frames, comparison.ssim_of, color="tab:orange")
         beside.set(ylabel="SSIM (orange)")
+    _write(figure, path)
+
+
+def save_curves(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Write a PNG of curves over frames: by panel, whose name says what is shown, and by name.
+
+    Raises as `save_plot` does.
+    """
+    figure, drawn = _panels(len(panels))
+    for panel, (title, named) in zip(drawn, panels.items(), strict=True):
+        for name, values in named.items():
+            finite = [value if math.isfinite(value) else math.nan for value in values]
+            panel.plot(range(len(finite)), finite, label=name)
+        panel.set(xlabel="frame", ylabel=title)
+        panel.legend()
+    _write(figure, path)
+
+
+def _panels(rows: int) -> tuple[Any, Any]:
+    """A figure of so many panels below each other, and these."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ResourceError("a plot needs matplotlib: pip install 'livereel[metrics]'") from error
+    figure = Figure(figsize=(_WIDTH, _HEIGHT * rows), layout="constrained")
+    return figure, figure.subplots(rows, 1, squeeze=False)[:, 0]
+
+
+def _write(figure: Any, path: Path) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         figure.savefig(part, format="png", dpi=100)

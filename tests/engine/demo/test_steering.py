@@ -1,0 +1,116 @@
+"""Led objects: drawn where they are led, told as the engine draws control, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from livereel.engine.demo.objects import Objects, compare_objects
+from livereel.engine.demo.scenes import GRID, Scene, parse
+from livereel.engine.demo.steering import (
+    FASTEST,
+    control_of,
+    draw_path,
+    follow,
+    led_story,
+    render_along,
+)
+
+CHUNKS = (1, 3, 3)
+
+
+def test_paths_go_evenly_within_chunks_and_no_faster_than_they_may() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        path = draw_path(rng, (120.0, 5.0), CHUNKS)
+        assert path.shape == (25, 2) and ((path >= 0) & (path < GRID)).all()
+        assert path[0].tolist() == [120.0, 5.0]
+        steps = (np.diff(path, axis=0) + GRID / 2) % GRID - GRID / 2
+        assert np.allclose(steps[:12], steps[0]) and np.allclose(steps[12:], steps[12])
+        assert np.linalg.norm(steps, axis=1).max() <= FASTEST + 1e-9
+
+
+def test_an_object_is_drawn_along_its_path() -> None:
+    rng = np.random.default_rng(1)
+    scene = Scene.sample(parse("a green square moving left on a white background"), rng)
+    path = draw_path(rng, scene.center, CHUNKS)
+    metrics = compare_objects([Objects.seen(render_along(scene, path))], [Objects(path)])
+    assert metrics.found == 1.0 and metrics.trajectory_error < 0.5
+
+
+def test_control_s_bumps_are_where_the_object_is() -> None:
+    path = draw_path(np.random.default_rng(2), (60.0, 64.0), CHUNKS)
+    maps = control_of(path, 16)
+    assert maps.shape == (1, 4, 7, 16, 16)
+    turns = torch.exp(2j * torch.pi * (torch.arange(16) + 0.5) / 16)
+    for frame, (x, y) in enumerate(path):
+        latent, channel = (0, 3) if frame == 0 else (1 + (frame - 1) // 4, (frame - 1) % 4)
+        one = maps[0, channel, latent]
+        for axis, place in ((0, x), (1, y)):
+            angle = torch.angle((one.sum(axis) * turns).sum()).item()
+            off = (angle / (2 * np.pi) * GRID - place + GRID / 2) % GRID - GRID / 2
+            assert abs(off) < 0.1
+
+
+def test_a_story_is_led_from_some_chunk_on_and_free_before() -> None:
+    rng = np.random.default_rng(4)
+    starts = set()
+    for _ in range(6):
+        scene = Scene.sample(parse("a cyan circle moving up on a black background"), rng)
+        frames, control = led_story(scene, rng, CHUNKS, 16)
+        assert frames.shape == (25, GRID, GRID, 3) and control.shape == (1, 4, 7, 16, 16)
+        told = control.flatten(3).amax(3)[0].transpose(0, 1).flatten()[3:] > 0  # frame by frame
+        start = int(told.int().argmax())
+        starts.add(start)
+        assert start in (0, 1, 13) and told[start:].all() and not told[:start].any()
+        path = Objects.seen(frames).path
+        free = np.array([scene.position(i) for i in range(start)]).reshape(-1, 2)
+        off = (path[:start] - free + GRID / 2) % GRID - GRID / 2
+        assert np.abs(off).max(initial=0) < 1
+        steps = (np.diff(path, axis=0) + GRID / 2) % GRID - GRID / 2
+        assert np.linalg.norm(steps, axis=1).max() < FASTEST + 0.5
+        bump = control[0, 3, -1].argmax().item()  # of the last frame
+        off = (np.array([bump % 16, bump // 16]) * 8 + 4 - path[-1] + GRID / 2) % GRID - GRID / 2
+        assert np.abs(off).max() < 4.5
+    assert len(starts) > 1
+
+
+class Following:
+    """A session that draws its object where it was told, `late` frames after."""
+
+    def __init__(self, scene: Scene, frames: int, late: int) -> None:
+        self.scene, self.frames, self.late = scene, frames, late
+        self.told: list[tuple[float, float]] = []
+
+    def update(self, *, control: Any) -> None:
+        self.told += control
+
+    def __iter__(self) -> Iterator[Any]:
+        at = 0
+        while at < self.frames:
+            path = np.array(([self.told[0]] * self.late + self.told)[at : len(self.told)]) * GRID
+            at = len(self.told)
+            yield SimpleNamespace(frames=render_along(self.scene, path))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_the_following_error_is_that_of_one_that_follows_late(late: int) -> None:
+    def open_(prompt: str, *, seed: int, frames: int) -> Following:
+        scene = Scene.sample(parse(prompt), np.random.default_rng(seed))
+        return Following(scene, frames, late)
+
+    engine: Any = SimpleNamespace(open=open_)
+    found = follow(engine, streams=2, chunks=CHUNKS, seed=3)
+    assert found.clips == 2 and found.frames == 25
+    if late:
+        assert 1 < found.trajectory_error < 2 * FASTEST
+    else:
+        assert found.trajectory_error < 0.6
