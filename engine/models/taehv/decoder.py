@@ -45,13 +45,14 @@ class Memory(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
         )  # fmt: skip
 
-    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """`[B, T, C, H, W]` to the same."""
+    def step(self, frames: Tensor, batch: int, tape: CacheTape) -> Tensor:
+        """`[B T, C, H, W]` to the same."""
+        x = frames.unflatten(0, (batch, -1))
         past = tape.take()
         before = torch.cat([torch.zeros_like(x[:, :1]) if past is None else past, x[:, :-1]], dim=1)
         tape.put(x[:, -1:].clone())
         y = self.conv(torch.cat([x, before], dim=2).flatten(0, 1))
-        return F.relu(y.view(x.shape) + x)
+        return F.relu(y + frames)
 
 
 class Grow(nn.Module):
@@ -59,19 +60,12 @@ class Grow(nn.Module):
 
     def __init__(self, channels: int, frames: int) -> None:
         super().__init__()
-        self.frames = frames
         self.conv = nn.Conv2d(channels, channels * frames, 1, bias=False)
 
-    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
-        """`[B, T, C, H, W]` to `[B, frames T, C, H, W]`."""
-        y = per_frame(self.conv, x)
-        return y.reshape(len(x), -1, *x.shape[2:])
-
-
-def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
-    """Run a 2D layer on each frame of `[B, T, C, H, W]`."""
-    y: Tensor = layer(x.flatten(0, 1))
-    return y.view(len(x), -1, *y.shape[1:])
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B T, C, H, W]` to `[B T frames, C, H, W]`."""
+        y: Tensor = self.conv(x)
+        return y.reshape(-1, *x.shape[1:])
 
 
 class Clamp(nn.Module):
@@ -130,9 +124,11 @@ class TinyDecoder(nn.Module):
     ) -> tuple[Tensor, ConvCaches]:
         """Latents `[B, C, T, H, W]` to frames in [-1, 1], and the new caches."""
         tape = CacheTape(caches)
-        x = latents.transpose(1, 2)
+        batch = len(latents)
+        x = latents.transpose(1, 2).flatten(0, 1)
         for layer in self.decoder:
-            x = layer.step(x, tape) if isinstance(layer, (Memory, Grow)) else per_frame(layer, x)
+            x = layer.step(x, batch, tape) if isinstance(layer, Memory) else layer(x)
+        x = x.unflatten(0, (batch, -1))
         if caches is None:
             x = x[:, _frames_made() - 1 :]
         if self.patch > 1:
