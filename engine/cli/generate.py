@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .. import machine, memory
 from ..config import MAX_FRAMES, MAX_GIVEN
 from ..errors import InputError
-from . import arguments
+from . import arguments, devices
 from .progress import Progress
 from .signals import StopSignals
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..checkpoint.folder import ModelFolder
     from ..engine import Engine
     from ..media.storyboard import Storyboard
+    from ..parallel.group import Group
     from ..types import Frames, FrameSink
 
 SUMMARY = "make a video from a prompt"
@@ -35,6 +36,7 @@ examples:
       --extend clip.mp4 --seconds 3
   livereel generate "a blue circle moving right on a black background" -o blue.mp4 \\
       --video clip.mp4 --strength 0.7
+  livereel generate "a red circle moving up on a gray background" -o up.mp4 --devices 2
 """
 _SECONDS = 5.0
 _STRENGTH = 0.6
@@ -138,15 +140,29 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
     arguments.add_model(parser)
     arguments.add_decoder(parser)
+    devices.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check, load, stream into the file, report. Returns the exit code."""
+    if devices.several(options):
+        needs = _check_memory(options, _check(options))
+        return devices.run(options, _generate, needs=needs)
+    return _generate(options, None)
+
+
+def _generate(options: argparse.Namespace, group: Group | None) -> int:
+    """The work, or one rank's part of it: the first one has the file."""
+    if group is not None and group.rank > 0:
+        plan = _check(options)
+        for _ in _frames(_load(options, group), options, plan):
+            pass
+        return 0
     with StopSignals() as signals:
         try:
             plan = _check(options)
             with _sinks(options, plan) as sinks:
-                return _stream(options, plan, sinks, signals)
+                return _stream(options, plan, sinks, signals, group)
         except KeyboardInterrupt:
             print("livereel: stopped before the first frame", file=sys.stderr)
             return signals.exit_code or 130
@@ -246,23 +262,13 @@ def _sinks(options: argparse.Namespace, plan: _Plan) -> Iterator[list[FrameSink]
 
 
 def _stream(
-    options: argparse.Namespace, plan: _Plan, sinks: list[FrameSink], signals: StopSignals
-) -> int:
+    options: argparse.Namespace, plan: _Plan, sinks: list[FrameSink], signals: StopSignals,
+    group: Group | None,
+) -> int:  # fmt: skip
     """Load, make, encode, report; a stop on the way keeps what was made. Returns the exit code."""
-    device, dtype = arguments.resolve(options.device, options.dtype)
-    memory.check(
-        plan.folder,
-        width=plan.width,
-        height=plan.height,
-        frames=plan.frames,
-        dtype=dtype,
-        device=device,
-        tile=options.tile,
-    )
+    _check_memory(options, plan)
     start = time.perf_counter()
-    engine = arguments.load_engine(options)
-    for path, _ in options.lora:
-        engine.load_lora(path, path)
+    engine = _load(options, group)
     load_s = time.perf_counter() - start
     progress = Progress(plan.frames)
     progress.update(0)
@@ -301,6 +307,21 @@ def _stream(
         f"{done / seconds:.1f} frames a second, peak memory {_peak_memory()}"
     )
     return signals.exit_code
+
+
+def _check_memory(options: argparse.Namespace, plan: _Plan) -> memory.MemoryEstimate:
+    device, dtype = arguments.resolve(options.device, options.dtype)
+    return memory.check(
+        plan.folder, width=plan.width, height=plan.height, frames=plan.frames, dtype=dtype,
+        device=device, tile=options.tile,
+    )  # fmt: skip
+
+
+def _load(options: argparse.Namespace, group: Group | None) -> Engine:
+    engine = devices.load_engine(options, group)
+    for path, _ in options.lora:
+        engine.load_lora(path, path)
+    return engine
 
 
 def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterator[Frames]:

@@ -116,7 +116,7 @@ class Ranks:
                     deadline = time.monotonic() + _GRACE_S
             if told and 0 in outcomes:
                 break
-        if told and outcomes[0].weight == _DIED:
+        if told and 0 in outcomes and outcomes[0].weight == _DIED:
             raise KeyboardInterrupt  # it was not listening yet
         worst = max(outcomes.values(), key=lambda outcome: outcome.weight)
         if worst.weight:

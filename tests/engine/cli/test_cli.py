@@ -50,8 +50,8 @@ def test_options_stay_as_they_are() -> None:
         for name, command in commands.choices.items()
     }
     assert " ".join(options["generate"]) == (
-        "--decoder --device --dtype --extend --fps --frames --help --image --last-image --lora "
-        "--model --output --script --seconds --seed --sheet --size --steps --strength "
+        "--decoder --device --devices --dtype --extend --fps --frames --help --image --last-image "
+        "--lora --model --output --script --seconds --seed --sheet --size --steps --strength "
         "--tile --video"
     )
     assert " ".join(options["eval"]) == (
