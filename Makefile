@@ -72,7 +72,12 @@ ORDINARY := not gpu and not interpreter and not compile
 test: lint types ctest test-kernels $(BUILD)/wheel/.built
 	$(BIN)/pytest -m "$(ORDINARY) and not slow" --wheel=$(BUILD)/wheel
 
-test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built
+# Ray is large; only its slow tests need it.
+$(VENV)/.installed-ray: constraints.txt | $(VENV)/.installed-dev
+	$(INSTALL) 'ray[serve]'
+	touch $@
+
+test-full: lint types ctest sanitize test-kernels $(BUILD)/wheel/.built $(VENV)/.installed-ray
 	$(BIN)/pytest -m "$(ORDINARY)" --timeout 7200 --wheel=$(BUILD)/wheel
 	$(MAKE) --no-print-directory bench-check
 

@@ -13,7 +13,7 @@ from .. import memory
 from ..batch import MAX_STEPS, Journal, Order, Rules, Step, make_clips, read_orders, write_clips
 from ..errors import InputError, ResourceError
 from ..package import fingerprint, read_manifest
-from . import arguments
+from . import arguments, replicas
 from .progress import Progress
 from .signals import StopSignals
 
@@ -28,6 +28,7 @@ a line of the file is a JSON object with a "prompt" and, if wanted, "seed", "sec
 
 examples:
   livereel batch prompts.jsonl --out clips
+  RAY_ADDRESS=head:6379 livereel batch prompts.jsonl --out clips --ray --replicas 8
 
 Line 12's clip is clips/000012.mp4. Stopped in whatever way, the same command goes on where it was:
 clips/batch.jsonl has what is done. A line that is changed is made anew. Lines that cannot be made
@@ -44,10 +45,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the clips go")
     arguments.add_model(parser)
     arguments.add_decoder(parser)
+    replicas.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check all lines, make what is not there, report. Returns the exit code."""
+    replicas.check(options)
+    if options.ray and options.decoder != "own":
+        raise InputError("--decoder does not go with --ray")
     folder = arguments.find_model(options.model)
     rules = Rules(
         fps=folder.stream.fps,
@@ -87,6 +92,9 @@ def _make(
     options: argparse.Namespace, folder: ModelFolder, orders: Sequence[Order], report: _Report
 ) -> Iterator[Step]:
     """The clips' frames, but of those that memory does not suffice for."""
+    if options.ray:
+        yield from _make_on_ray(options, folder, orders)
+        return
     device, dtype = arguments.resolve(options.device, options.dtype)
     fitting = []
     for order in orders:
@@ -102,6 +110,16 @@ def _make(
         engine = arguments.load_engine(options)
         report.start = time.perf_counter()
         yield from make_clips(engine, fitting, _side_by_side(folder, fitting, dtype))
+
+
+def _make_on_ray(
+    options: argparse.Namespace, folder: ModelFolder, orders: Sequence[Order]
+) -> Iterator[Step]:
+    if not folder.has_recipe:
+        raise InputError("--ray: this model makes whole clips; the replicas want one that streams")
+    ray_app = replicas.app()
+    settings = ray_app.Settings(**replicas.wanted(options))
+    yield from ray_app.make_clips(settings, orders)
 
 
 def _side_by_side(folder: ModelFolder, orders: Sequence[Order], dtype: str) -> int:
