@@ -29,7 +29,8 @@ from ...layers.rope import RopeTable
 from ...types import KV, LayerKV, Past
 
 if TYPE_CHECKING:
-    from . import transformer
+    from . import blocks
+    from .transformer import WanTransformer
 
 _LEVELS = 32
 """Noise levels whose modulation is kept; a stream comes back to the same few."""
@@ -46,7 +47,7 @@ class Level:
 class Block:
     """Self-attention, cross-attention to the text, feed-forward; AdaLN from the timestep."""
 
-    def __init__(self, block: transformer.Block) -> None:
+    def __init__(self, block: blocks.Block) -> None:
         own, cross = block.attn1, block.attn2
         self.eps, self.heads = block.eps, own.heads
         self.qkv = PackedLinear(own.to_q, own.to_k, own.to_v)
@@ -59,7 +60,7 @@ class Block:
             None if isinstance(norm, nn.Identity) else (floats(norm.weight), floats(norm.bias))
         )
         inner, _, outer = block.ffn.net
-        self.up = PackedLinear(cast("transformer.LinearGELU", inner).proj)
+        self.up = PackedLinear(cast("blocks.LinearGELU", inner).proj)
         self.down = PackedLinear(cast(nn.Linear, outer))
 
     def project(
@@ -105,7 +106,7 @@ class Block:
 class NativeTransformer:
     """A causal DiT."""
 
-    def __init__(self, model: transformer.WanTransformer) -> None:
+    def __init__(self, model: WanTransformer) -> None:
         self.model = model
         self.embed = PackedLinear(model.patch_embedding)
         self.blocks = [Block(block) for block in model.blocks]
@@ -113,7 +114,7 @@ class NativeTransformer:
         self._levels: dict[tuple[float, ...], Level] = {}
 
     @staticmethod
-    def fits(model: transformer.WanTransformer) -> bool:
+    def fits(model: WanTransformer) -> bool:
         """Whether the kernels can run it: see `affordable`; numbers come in pairs."""
         config = model.config
         patch = config.in_channels * config.patch_size[1] ** 2

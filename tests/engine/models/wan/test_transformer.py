@@ -12,7 +12,8 @@ from diffusers import WanTransformer3DModel
 
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.layers.rope import rope_table, rotate
-from livereel.engine.models.wan.transformer import Attention, WanTransformer
+from livereel.engine.models.wan.blocks import Attention
+from livereel.engine.models.wan.transformer import WanTransformer
 from livereel.engine.types import LayerKV
 
 TINY: dict[str, Any] = dict(
