@@ -31,6 +31,7 @@ LAYOUTS: tuple[str, ...] = (
     "livereel.engine.models.wan.keys:VAE",
     "livereel.engine.models.cogvideox.keys:TRANSFORMER",
     "livereel.engine.models.cogvideox.keys:VAE",
+    "livereel.engine.models.clip.keys:TOWER",
     "livereel.engine.text.keys:UMT5",
     "livereel.engine.text.keys:T5",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import StreamConfig
 from ..errors import CheckpointError, InputError
@@ -18,7 +18,13 @@ from .folder import MODEL_INDEX, read_json
 from .load import build, find_layout, heads_beside
 from .pickles import SUFFIXES, read_pickle
 from .recipes import RECIPES, recipe_of
-from .save import new_folder, save_component, save_index, save_scheduler
+from .save import (
+    new_folder,
+    save_component,
+    save_image_processor,
+    save_index,
+    save_scheduler,
+)
 from .weights import STEMS, Weights, check_shapes, weight_files
 
 # Where the Wan repository's own download keeps its parts.
@@ -27,12 +33,13 @@ _HIGH_NOISE, _LOW_NOISE = "high_noise_model", "low_noise_model"
 _BOUNDARIES = (0.875, 0.9)  # of Wan 2.2 A14B: from text, from a picture
 _WAN_TEXT = "models_t5_umt5-xxl-enc-bf16.pth"
 _WAN_TOKENIZER = "google/umt5-xxl"
+_WAN_PICTURES = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 _TOKENIZER_FILES = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "*.model",
     "*.txt",
 )  # fmt: skip
-_LIBRARIES = {"text_encoder": "transformers"}
+_LIBRARIES = {"text_encoder": "transformers", "image_encoder": "transformers"}
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "model.")
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
@@ -62,10 +69,11 @@ def convert(
 
     `source` is a file of Wan's own (`.safetensors`, `.pth`), of Self-Forcing, LongLive or CausVid
     (`.pt`; the averaged generator is taken when there is one), or the folder that the Wan
-    repository downloads, VAE and text encoder included, with one DiT or two; or of CogVideoX's own
-    (`sat`). `vae` is such a file or a model's folder; `text` is a folder with a text encoder and
-    its tokenizer, in either layout or side by side. What the config says is read off the shapes;
-    the number of heads is `num_heads`, what a `config.json` beside says, or the width over 128.
+    repository downloads, VAE, text and image encoder included, with one DiT or two; or of
+    CogVideoX's own (`sat`). `vae` is such a file or a model's folder; `text` is a folder with a
+    text encoder and its tokenizer, in either layout or side by side. What the config says is read
+    off the shapes; the number of heads is `num_heads`, what a `config.json` beside says, or the
+    width over 128.
 
     `recipe` (one of `RECIPES`) says what `livereel.json` holds; without it, names of files and the
     presence of an averaged generator decide, and plain weights get none.
@@ -89,6 +97,9 @@ def convert(
     parts = [main]
     if vae is not None:
         parts.append(_read(_vae_path(Path(vae)), None, "vae"))
+    pictures = source / _WAN_PICTURES
+    if pictures.is_file():
+        parts.append(_read(pictures, None, "image_encoder"))
     stream = _stream(source, main, recipe)
     with new_folder(out) as draft:
         classes: dict[str, tuple[str, str]] = {}
@@ -100,13 +111,16 @@ def convert(
             second = _read(low, num_heads, "transformer")
             _write(second, draft, dtype, "transformer_2")
             classes["transformer_2"] = _class(second.layout)
-            pictures = second.config["in_channels"] != second.config["out_channels"]
-            options["boundary_ratio"] = _BOUNDARIES[pictures]
+            conditioned = second.config["in_channels"] != second.config["out_channels"]
+            options["boundary_ratio"] = _BOUNDARIES[conditioned]
         for part in parts:
             if pipeline is not None and part.layout.component == "vae":
                 part = replace(part, config={**part.config, **pipeline.vae})
             _write(part, draft, dtype)
             classes[part.layout.component] = _class(part.layout)
+            if part.layout.component == "image_encoder":
+                side = part.config["image_size"]
+                classes["image_processor"] = save_image_processor(draft, side)
         if "transformer" in classes:
             classes["scheduler"] = save_scheduler(
                 draft,
@@ -168,7 +182,7 @@ def _read(path: Path, num_heads: int | None, component: str | None = None) -> _P
             raise CheckpointError(f"{path}: {error}") from error
     module = build(layout.class_name, values, path)
     shared = {name: shapes[other] for name, other in layout.tied.items() if other in shapes}
-    check_shapes(module, {**shared, **shapes}, path)
+    check_shapes(module, _as_built({**shared, **shapes}, module), path)
     return _Part(
         layout=layout,
         config=values,
@@ -176,6 +190,13 @@ def _read(path: Path, num_heads: int | None, component: str | None = None) -> _P
         state=state,
         keep_in_fp32=tuple(getattr(module, "keep_in_fp32", ())),
     )
+
+
+def _as_built(shapes: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Shapes by the module's names: releases of transformers differ in a prefix."""
+    known = module.state_dict()
+    return {name if name in known else name.removeprefix("vision_model."): shape
+            for name, shape in shapes.items()}  # fmt: skip
 
 
 def _config_beside(path: Path, layout: Layout) -> dict[str, Any] | None:
@@ -219,13 +240,13 @@ def _vae_path(path: Path) -> Path:
 
 def _write(part: _Part, draft: Path, dtype: torch.dtype | None, name: str | None = None) -> None:
     """Into the folder `name`, by default the one that such parts have."""
-    text = part.layout.component == "text_encoder"
+    of_transformers = part.layout.component in _LIBRARIES
     save_component(
         draft,
         name or part.layout.component,
         part.config,
         part.tensors,
-        stem=STEMS[1] if text else STEMS[0],
+        stem=STEMS[1] if of_transformers else STEMS[0],
         dtype=dtype,
         keep_in_fp32=part.keep_in_fp32,
     )

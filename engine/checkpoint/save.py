@@ -199,3 +199,20 @@ def save_scheduler(
     (folder / "scheduler").mkdir(parents=True)
     write_json(folder / "scheduler" / "scheduler_config.json", config)
     return "diffusers", str(config["_class_name"])
+
+
+def save_image_processor(folder: Path, side: int) -> tuple[str, str]:
+    """Write how CLIP wants pictures, cut to `side` pixels, as transformers has it; gives its class.
+    The numbers are those of OpenAI's CLIP."""
+    square = {"height": side, "width": side}
+    values = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
+        "do_center_crop": True, "crop_size": square,
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711], "do_convert_rgb": True,
+    }  # fmt: skip
+    (folder / "image_processor").mkdir(parents=True)
+    write_json(folder / "image_processor" / "preprocessor_config.json", values)
+    return "transformers", "CLIPImageProcessor"
