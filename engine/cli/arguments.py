@@ -47,13 +47,19 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_decoder(parser: argparse.ArgumentParser) -> None:
-    """`--decoder`."""
+def add_runner(parser: argparse.ArgumentParser) -> None:
+    """`--decoder` and `--provider`."""
     parser.add_argument(
         "--decoder",
         default="own",
         help='what makes pictures of latents: the VAE\'s "own", "tiny", which lies in the model\'s '
         "tiny_decoder/, or a .safetensors file of TAEHV's (default: own)",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=("auto", "cpu", "cuda", "tensorrt"),
+        default="auto",
+        help="what onnxruntime runs an ONNX package by (default: auto, the device's own)",
     )
 
 
@@ -160,12 +166,16 @@ def resolve(device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_engine(options: argparse.Namespace) -> Engine:
-    """Load the model that `add_model`'s and `add_decoder`'s options name. Imports torch, which
+    """Load the model that `add_model`'s and `add_runner`'s options name. Imports torch, which
     takes seconds."""
     from ..engine import Engine
 
     return Engine.load(
-        options.model, device=options.device, dtype=options.dtype, decoder=options.decoder
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        decoder=options.decoder,
+        provider=options.provider,
     )
 
 

@@ -44,15 +44,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS.jsonl", help="a JSON object a line")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the clips go")
     arguments.add_model(parser)
-    arguments.add_decoder(parser)
+    arguments.add_runner(parser)
     replicas.add(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check all lines, make what is not there, report. Returns the exit code."""
     replicas.check(options)
-    if options.ray and options.decoder != "own":
-        raise InputError("--decoder does not go with --ray")
+    for name, usual in (("decoder", "own"), ("provider", "auto")):
+        if options.ray and getattr(options, name) != usual:
+            raise InputError(f"--{name} does not go with --ray")
     folder = arguments.find_model(options.model)
     rules = Rules(
         fps=folder.stream.fps,

@@ -97,7 +97,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the measures of --metrics")
     arguments.add_model(parser)
-    arguments.add_decoder(parser)
+    arguments.add_runner(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -139,7 +139,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sheet", metavar="FILE.png", help="also write a contact sheet")
     arguments.add_model(parser)
-    arguments.add_decoder(parser)
+    arguments.add_runner(parser)
     devices.add(parser)
 
 

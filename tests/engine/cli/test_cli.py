@@ -51,12 +51,12 @@ def test_options_stay_as_they_are() -> None:
     }
     assert " ".join(options["generate"]) == (
         "--decoder --device --devices --dtype --extend --fps --frames --help --image --last-image "
-        "--lora --model --output --script --seconds --seed --sheet --size --steps --strength "
-        "--tile --video"
+        "--lora --model --output --provider --script --seconds --seed --sheet --size --steps "
+        "--strength --tile --video"
     )
     assert " ".join(options["eval"]) == (
         "--changes --clips --decoder --device --dtype --follow --help --json --metrics --minutes "
-        "--model --objects --plot --prompt --scenes --seconds --seed --streams"
+        "--model --objects --plot --prompt --provider --scenes --seconds --seed --streams"
     )
     assert options["info"] == ["--dtype", "--help", "--json", "--size"]
     assert options["convert"] == sorted(

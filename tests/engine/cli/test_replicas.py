@@ -29,8 +29,9 @@ def test_replicas_want_ray_and_ray_its_package(
         assert "--replicas goes with --ray" in capsys.readouterr().err
         assert cli.main([*command, "--model", model, "--ray", "--replicas", "1-4"]) == 2
         assert "--ray needs the package ray: pip install" in capsys.readouterr().err
-    assert cli.main([*batch, "--model", model, "--ray", "--decoder", "tiny"]) == 2
-    assert "--decoder does not go with --ray" in capsys.readouterr().err
+    for option, value in (("--decoder", "tiny"), ("--provider", "cpu")):
+        assert cli.main([*batch, "--model", model, "--ray", option, value]) == 2
+        assert f"{option} does not go with --ray" in capsys.readouterr().err
 
 
 def test_a_range_is_read() -> None:

@@ -108,6 +108,9 @@ def test_generate_takes_a_package(
     assert "5 frames of 48x32" in capsys.readouterr().out
     assert main(["generate", PROMPTS[0], "-o", out, *options, "--size", "64x32"]) == 2
     assert "this package makes 48x32" in capsys.readouterr().err
+    assert main(["generate", PROMPTS[0], "-o", out, *options, "--provider", "cpu"]) == 0
+    assert main(["generate", PROMPTS[0], "-o", out, "--provider", "cuda"]) == 2
+    assert "provider 'cuda' is for ONNX packages; demo is a model" in capsys.readouterr().err
     assert main(["info", str(exported)]) == 0
 
 
