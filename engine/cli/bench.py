@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ..errors import InputError, ResourceError
-from . import arguments, bench_runs
+from . import arguments, bench_runs, bench_scaling
 from . import bench_options as shared
 
 SUMMARY = "count a model's work, time it, and compare and report the results"
@@ -23,6 +23,7 @@ examples:
   livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
   livereel bench startup --runs 5 --json startup.json
+  livereel bench scaling --model wan2.1-14b --tflops 400 --price 3 --plot scaling.png
   livereel bench compare before.json after.json
   livereel bench report results
 
@@ -59,6 +60,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add what can be benched, each with its options."""
     whats = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     bench_runs.add(whats)
+    bench_scaling.add(whats)
     _add_count(whats)
     _add_startup(whats)
     _add_kernels(whats)
