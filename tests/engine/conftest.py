@@ -46,7 +46,10 @@ def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     from livereel.engine.runners import torch as runner
 
     for module, names in (
-        (in_ring, ("norm_modulate", "gate_residual", "qk_norm_rope", "chunk_attention")),
+        (
+            in_ring,
+            ("norm_modulate", "gate_residual", "residual_norm", "qk_norm_rope", "chunk_attention"),
+        ),
         (fused_vae, ("causal_conv3d", "upsample2x_conv", "rms_norm_silu")),
         (runner, ("to_pixels",)),
     ):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from livereel.kernels.qk_norm_rope import (
     time_pairs,
     time_rotations,
 )
+from livereel.kernels.residual_norm import residual_norm
 
 from ...layers.joined import Joined
 from ...layers.linear_fp8 import LinearFP8, norm_modulate_rows
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from livereel.kernels.linear_fp8 import Rows
 
     from ...types import KV, LayerKV, Place, Ring
-    from .blocks import Attention, Block
+    from .blocks import Attention
     from .transformer import WanTransformer, WanTransformerConfig
 
 _RUNS = 4
@@ -145,29 +146,35 @@ class RingPass:
         )
         tables = torch.stack([block.scale_shift_table for block in model.blocks])
         tables = (tables.unsqueeze(1) + modulation.float()).unsqueeze(4)
-        for i, block in enumerate(model.blocks):
-            x = self._block(block, x, tables[i], text[i], i, space)
+        norms = [
+            _Norm(table[:, :, 1], table[:, :, 0], block.eps, 1.0, qkv.layers)
+            for block, table, qkv in zip(model.blocks, tables, self.dit.qkv, strict=True)
+        ]
+        ready = _normed(x, norms[0])
+        for i, after in enumerate([*norms[1:], None]):
+            x, ready = self._block(i, x, ready, tables[i], after, text[i], space)
         return x, embedding
 
     def _block(
-        self, block: Block, x: Tensor, table: Tensor, text: LayerKV, layer: int, space: Tensor
-    ) -> Tensor:
-        """`table` is `[B, 1 or T, 6, 1, D]`."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = table.unbind(2)
-        qkv = self.dit.qkv[layer]
-        y = qkv(_normed(x, scale1, shift1, block.eps, 1.0, *qkv.layers))
-        y = self._attend(block.attn1, *(part.flatten(1, 2) for part in y), layer, space)
-        x = gate_residual(x, y.reshape(x.shape), gate1)
-
-        y, cross = x, block.attn2
+        self, layer: int, x: Tensor, ready: Tensor | Rows, table: Tensor, after: _Norm | None,
+        text: LayerKV, space: Tensor,
+    ) -> tuple[Tensor, Tensor | Rows]:  # fmt: skip
+        """`ready` is `x` normed for this block, and with the result comes its norm for what is
+        `after` it; `table` is `[B, 1 or T, 6, 1, D]`."""
+        block = self.dit.model.blocks[layer]
+        _, _, gate1, shift2, scale2, gate2 = table.unbind(2)
+        q, k, v = (part.flatten(1, 2) for part in self.dit.qkv[layer](ready))
+        cross, norm = block.attn2, None
         if not isinstance(block.norm2, nn.Identity):
             gain, bias = block.norm2.weight.view(1, 1, 1, -1), block.norm2.bias.view(1, 1, 1, -1)
-            y = _normed(x, gain, bias, block.eps, 0.0, cross.to_q)
-        x = x + cross.attend(cross.query(y).flatten(1, 2), text).reshape(x.shape)
+            norm = _Norm(gain, bias, block.eps, 0.0, (cross.to_q,))
+        x, ready = _added(x, self._attend(block.attn1, q, k, v, layer, space), gate1, norm)
 
-        y = _normed(x, scale2, shift2, block.eps, 1.0, block.ffn.net[0].proj)
-        result: Tensor = gate_residual(x, block.ffn(y), gate2)
-        return result
+        y = cross.attend(cross.query(ready).flatten(1, 2), text)
+        norm = _Norm(scale2, shift2, block.eps, 1.0, (block.ffn.net[0].proj,))
+        x, ready = _added(x, y, None, norm)
+
+        return _added(x, block.ffn(ready), gate2, after)
 
     def _attend(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int, space: Tensor
@@ -222,15 +229,41 @@ class InRing:
         return RingPass(self, ring, positions)
 
 
-def _normed(
-    x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float, *readers: nn.Module
-) -> Tensor | Rows:
-    """`norm_modulate`, quantized in the same pass where all that read it are in fp8."""
-    first = readers[0]
-    if isinstance(first, LinearFP8) and all(isinstance(layer, LinearFP8) for layer in readers):
-        return norm_modulate_rows(x, scale, shift, eps, base, first.road)
-    normed: Tensor = norm_modulate(x, scale, shift, eps, base)
+class _Norm(NamedTuple):
+    """A norm, by `norm_modulate`'s arguments, and the layers that read it."""
+
+    scale: Tensor
+    shift: Tensor
+    eps: float
+    base: float
+    readers: tuple[nn.Module, ...]
+
+    @property
+    def fp8(self) -> LinearFP8 | None:
+        """One of the readers, if all of them want rows in fp8."""
+        first = self.readers[0]
+        alike = all(isinstance(layer, LinearFP8) for layer in self.readers)
+        return first if alike and isinstance(first, LinearFP8) else None
+
+
+def _normed(x: Tensor, norm: _Norm) -> Tensor | Rows:
+    """Quantized in the same pass where all that read it are in fp8."""
+    if norm.fp8 is not None:
+        return norm_modulate_rows(x, norm.scale, norm.shift, norm.eps, norm.base, norm.fp8.road)
+    normed: Tensor = norm_modulate(x, norm.scale, norm.shift, norm.eps, norm.base)
     return normed
+
+
+def _added(
+    x: Tensor, y: Tensor, gate: Tensor | None, norm: _Norm | None
+) -> tuple[Tensor, Tensor | Rows]:
+    """`x + gate y`, and that normed: as it is without a norm, in the same pass but for fp8."""
+    y = y.reshape(x.shape)
+    if norm is not None and norm.fp8 is None:
+        total, normed = residual_norm(x, y, gate, norm.scale, norm.shift, norm.eps, norm.base)
+        return total, normed
+    total = x + y if gate is None else gate_residual(x, y, gate)
+    return total, total if norm is None else _normed(total, norm)
 
 
 @lru_cache(maxsize=8)

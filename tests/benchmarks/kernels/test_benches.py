@@ -16,6 +16,7 @@ from livereel.benchmarks.kernels.harness import Ceilings, Contender, measure
 TINY: dict[str, Any] = {
     "norm_modulate": [("tiny", 3, 24)],
     "gate_residual": [("tiny", 3, 24)],
+    "residual_norm": [("tiny", 3, 24)],
     "rms_norm_silu": [("tiny", (1, 2, 2, 3, 96))],
     "group_norm_silu": [("tiny", (1, 2, 2, 3, 64))],
     "spatial_norm": [("tiny", (1, 2, 2, 4, 64), (1, 1, 2))],

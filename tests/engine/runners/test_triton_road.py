@@ -153,8 +153,9 @@ def test_a_chunk_runs_in_the_kernels(ran: Callable[[], Ran]) -> None:
     with ran() as steps:
         take(session, 1)
     assert steps.ops == {
-        "norm_modulate": 2 * 4,
-        "gate_residual": 2 * 2,
+        "norm_modulate": 2 * 2,
+        "gate_residual": 2,
+        "residual_norm": 2 * 2,
         "qk_norm_rope": 2,
         "chunk_attention": 2,
         "causal_conv3d": 2 * 4 + 3,

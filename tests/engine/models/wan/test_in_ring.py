@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from livereel.engine.config import StreamConfig
 from livereel.engine.layers.linear_fp8 import convert_linears
-from livereel.engine.models.wan.in_ring import InRing
+from livereel.engine.models.wan.in_ring import InRing, _Norm, _normed
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
 from livereel.engine.sampling.gathered import Gathered
 from livereel.engine.sampling.stream import StreamSampler, StreamState
@@ -125,8 +125,9 @@ def test_each_op_runs_in_the_kernels(ran: Callable[[], Ran]) -> None:
     with ran() as first:
         loop.keep(state, loop.sample(state, text, None))
     per_pass = {
-        "norm_modulate": 3 * LAYERS + 1,
-        "gate_residual": 2 * LAYERS,
+        "norm_modulate": 2,  # in front of the first block and behind the last
+        "gate_residual": 1,
+        "residual_norm": 3 * LAYERS - 1,
         "qk_norm_rope": LAYERS,
         "chunk_attention": LAYERS,
     }
@@ -177,15 +178,19 @@ def test_a_block_launches_no_more_kernels_than_it_must(
         table = torch.empty(1, 1, 6, 1, 256, device=meta)
         words = torch.empty(1, 5, 2, 128, dtype=torch.bfloat16, device=meta)
         space = torch.empty(8, 42, 2, device=meta)
+        norm = _Norm(table[:, :, 1], table[:, :, 0], 1e-6, 1.0, one.dit.qkv[1].layers)
+        ready = _normed(x, norm)
         counted.names.clear()
-        one._block(dit.blocks[1], x, table, LayerKV(words, words), 1, space)
-    norm = "norm_modulate_fp8" if fp8 else "norm_modulate"
-    product = ["_scaled_mm"] if fp8 else ["addmm"]
-    quantized = ["quantize_rows", *product] if fp8 else product
+        one._block(1, x, ready, table, norm, LayerKV(words, words), space)
+    product = ["quantize_rows", "_scaled_mm"] if fp8 else ["addmm"]
+    added, summed = (
+        [name, "norm_modulate_fp8"] if fp8 else ["residual_norm"]
+        for name in ("gate_residual", "add")
+    )
     assert counted.names == [
-        norm, *product, "qk_norm_rope", "chunk_attention", *quantized, "gate_residual",
-        norm, *product, "rms_norm", "scaled_dot_product_attention", *quantized, "add",
-        norm, *product, "gelu", *quantized, "gate_residual",
+        product[-1], "qk_norm_rope", "chunk_attention", *product, *added,
+        product[-1], "rms_norm", "scaled_dot_product_attention", *product, *summed,
+        product[-1], "gelu", *product, *added,
     ]  # fmt: skip
 
 
