@@ -1,7 +1,7 @@
 """Step graphs with explicit state, for runtimes other than torch.
 
 `livereel export` writes a model that streams as a package: a folder of graphs and their weights
-with a manifest (`livereel.engine.package` describes that). No graph keeps anything between calls:
+with a manifest (`livereel.engine.manifest` describes that). No graph keeps anything between calls:
 all state goes in and comes out. Nor do they draw noise or know about prompts' changes, windows and
 seeds; that is the loop below. Batches are 1, shapes fixed. Latents, flow and frames are float32;
 text, keys, values and caches have the manifest's dtype.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from livereel.engine.errors import ResourceError
-from livereel.engine.package import Graph, TensorSpec
+from livereel.engine.manifest import Graph, TensorSpec
 from livereel.engine.runners.aoti import WEIGHTS, AotiGraph, load_graph, load_weights, weight_name
 
 if TYPE_CHECKING:

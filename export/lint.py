@@ -17,7 +17,7 @@ from .onnx import OPSET
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from livereel.engine.package import Graph
+    from livereel.engine.manifest import Graph
     from livereel.engine.runners.graphs import StepGraph
 
     from .steps import Plan, Step

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from livereel.engine.errors import ResourceError
-from livereel.engine.package import Graph, TensorSpec
+from livereel.engine.manifest import Graph, TensorSpec
 from livereel.engine.runners.onnx import OnnxGraph
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import livereel.engine
 from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.checkpoint.save import new_folder
 from livereel.engine.errors import InputError
-from livereel.engine.package import NEGATIVE, Manifest, fingerprint, finish, open_package
+from livereel.engine.manifest import Manifest
+from livereel.engine.package import NEGATIVE, fingerprint, finish, open_package
 from livereel.engine.runners.graphs import DTYPES, text_encoder
 
 from . import lint
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from livereel.engine.checkpoint.folder import ModelFolder
-    from livereel.engine.package import Format, Graph
+    from livereel.engine.manifest import Format, Graph
     from livereel.engine.runners.graphs import StepGraph
 
     from .steps import Step

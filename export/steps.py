@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from livereel.engine.checkpoint.load import build, load_component
 from livereel.engine.errors import InputError
 from livereel.engine.layers.upsample import Upsample2xConv, phase_kernels
-from livereel.engine.package import Latent
+from livereel.engine.manifest import Latent
 from livereel.engine.text.encoder import TextEncoder
 from livereel.engine.types import VAE, Transformer
 

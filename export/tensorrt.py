@@ -18,7 +18,7 @@ from .onnx import OnnxWriter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from livereel.engine.package import Graph
+    from livereel.engine.manifest import Graph
 
     from .steps import Step
 

@@ -21,7 +21,8 @@ from .graphs import DTYPES, GraphRunner
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..package import Graph, Package
+    from ..manifest import Graph
+    from ..package import Package
 
 WEIGHTS = "weights.safetensors"
 """The weights of all graphs of a folder."""

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from ..config import StreamConfig
     from ..layers.causal_conv import ConvCaches
-    from ..package import Latent, Manifest, Package
+    from ..manifest import Latent, Manifest
+    from ..package import Package
     from ..types import Frames, Place, Ring
 
 DTYPES = {

@@ -19,7 +19,8 @@ from .torch import pick_device
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..package import Graph, Package
+    from ..manifest import Graph
+    from ..package import Package
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

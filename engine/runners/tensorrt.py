@@ -31,7 +31,8 @@ from .graphs import DTYPES, GraphRunner
 from .torch import pick_device
 
 if TYPE_CHECKING:
-    from ..package import Graph, Package
+    from ..manifest import Graph
+    from ..package import Package
 
 RTX = "tensorrt-rtx"
 ENGINES = "engines"

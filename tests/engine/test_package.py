@@ -10,17 +10,8 @@ import pytest
 
 from livereel.engine.config import StreamConfig
 from livereel.engine.errors import CheckpointError
-from livereel.engine.package import (
-    MANIFEST,
-    Graph,
-    Latent,
-    Manifest,
-    TensorSpec,
-    finish,
-    is_package,
-    open_package,
-    read_manifest,
-)
+from livereel.engine.manifest import MANIFEST, Graph, Latent, Manifest, TensorSpec
+from livereel.engine.package import finish, is_package, open_package, read_manifest
 
 STEP = Graph(
     file="step.onnx",

@@ -14,7 +14,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from livereel.engine.checkpoint.folder import open_folder
-from livereel.engine.package import Graph, TensorSpec, read_manifest
+from livereel.engine.manifest import Graph, TensorSpec
+from livereel.engine.package import read_manifest
 from livereel.export import lint
 from livereel.export.package import plan_export
 

@@ -16,7 +16,8 @@ import torch
 
 from livereel.engine.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
-from livereel.engine.package import FileInfo, Graph, Package, open_package
+from livereel.engine.manifest import FileInfo, Graph
+from livereel.engine.package import Package, open_package
 from livereel.engine.runners import tensorrt
 from livereel.engine.runners.graphs import GraphRunner
 from livereel.engine.runners.tensorrt import TensorRTGraph, cached, check_targets, import_library
