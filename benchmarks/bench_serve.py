@@ -190,12 +190,10 @@ def table(rows: Sequence[Row], *, head: bool = True) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Latencies and rates over the number of streams."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     counts = [row.streams for row in rows]
     for name in ("first_ms", "interval_p95_ms", "control_p50_ms", "control_p95_ms"):
         left.plot(counts, [getattr(row, name) for row in rows], "o-", label=name)

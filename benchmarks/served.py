@@ -25,6 +25,7 @@ class Usage:
     memory: int
     engine_memory: int
     files: int
+    engine_files: int
 
 
 class Served:
@@ -63,17 +64,19 @@ class Served:
     def usage(self) -> Usage:
         """Since its start."""
         server = psutil.Process(self._process.pid)
-        cpu, engine_cpu, engine_memory = server.cpu_times(), 0.0, 0
+        cpu, engine_cpu, engine_memory, engine_files = server.cpu_times(), 0.0, 0, 0
         for child in server.children(recursive=True):
             times = child.cpu_times()
             engine_cpu += times.user + times.system
             engine_memory += child.memory_info().rss
+            engine_files += child.num_fds()
         return Usage(
             cpu_s=cpu.user + cpu.system,
             engine_cpu_s=engine_cpu,
             memory=server.memory_info().rss,
             engine_memory=engine_memory,
             files=server.num_fds(),
+            engine_files=engine_files,
         )
 
     def metric(self, name: str) -> float:

@@ -4,8 +4,9 @@
 
 A few clients open streams, change them, pause, cut their connection and come back, vanish, and
 begin anew. Every few seconds the memory and the open files of the server's and the engine's
-processes are noted. Reported is the slope of memory after the warm-up, in MB a minute, and whether
-the number of open files came back to where it was.
+processes are noted. Reported is the slope of memory after the warm-up, in MB a minute, and how many
+files are open before and after; the exit code is 1 when memory grew by `MOST_MB` a minute or more,
+or files are left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import json
 import random
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,21 +34,24 @@ from .served import Served
 SAMPLE_S = 5.0
 WARM_UP = 0.2
 """The share of the run that does not count."""
+MOST_MB = 1.0
 REST_S = 40.0
 """So that streams whose owners left are given up before files are counted for the last time."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """At so many seconds: megabytes of both, open files of the server."""
+    """At so many seconds: megabytes and open files of both processes."""
 
     at_s: float
     server_mb: float
     engine_mb: float
-    files: int
+    server_files: int
+    engine_files: int
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -59,28 +64,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     packages = ("livereel", "torch", "av", "uvicorn", "websockets")
     environment = Environment.capture(threads=0, packages=packages, repo=REPO)
     with Served(options.model) as server:
-        files_before = server.usage().files
+        before = server.usage()
         samples, did = asyncio.run(_soak(server, options))
-        files_after = server.usage().files
+        after = server.usage()
     steady = [sample for sample in samples if sample.at_s >= WARM_UP * 60 * options.minutes]
+    figures = {
+        "server_mb_per_minute": round(slope(steady, "server_mb"), 4),
+        "engine_mb_per_minute": round(slope(steady, "engine_mb"), 4),
+        "server_files_before": before.files,
+        "server_files_after": after.files,
+        "engine_files_before": before.engine_files,
+        "engine_files_after": after.engine_files,
+    }
     report = {
         "environment": dataclasses.asdict(environment),
+        "model": Path(options.model).name,
         "minutes": options.minutes,
         "streams": options.streams,
         "did": dict(did),
-        "server_mb_per_minute": round(slope(steady, "server_mb"), 4),
-        "engine_mb_per_minute": round(slope(steady, "engine_mb"), 4),
-        "files_before": files_before,
-        "files_after": files_after,
+        **figures,
         "samples": [dataclasses.asdict(sample) for sample in samples],
     }
-    for name, value in report.items():
-        if name not in ("environment", "samples"):
-            print(f"{name:22} {value}")
+    for name, value in ({"did": dict(did)} | figures).items():
+        print(f"{name:22} {value}")
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        draft = options.json.with_name(f".{options.json.name}.part")
+        draft.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        draft.replace(options.json)
     if options.plot is not None:
         plot(samples, options.plot)
+    grew = max(figures["server_mb_per_minute"], figures["engine_mb_per_minute"]) >= MOST_MB
+    left = after.files > before.files or after.engine_files > before.engine_files
+    return int(grew or left)
 
 
 def slope(samples: Sequence[Sample], name: str) -> float:
@@ -111,6 +126,7 @@ async def _soak(server: Served, options: argparse.Namespace) -> tuple[list[Sampl
                 round(usage.memory / 1e6, 2),
                 round(usage.engine_memory / 1e6, 2),
                 usage.files,
+                usage.engine_files,
             )
         )
         await asyncio.sleep(min(SAMPLE_S, max(0.0, end - time.monotonic())))
@@ -165,21 +181,21 @@ async def _use(stream: AsyncStream, chance: random.Random, until: float, did: Co
 
 def plot(samples: Sequence[Sample], path: Path) -> None:
     """Memory and files over time."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     minutes = [sample.at_s / 60 for sample in samples]
     left.plot(minutes, [sample.server_mb for sample in samples], label="server")
     left.plot(minutes, [sample.engine_mb for sample in samples], label="engine")
     left.set(xlabel="minutes", ylabel="resident MB", ylim=(0, None))
     left.legend(frameon=False)
-    right.plot(minutes, [sample.files for sample in samples])
-    right.set(xlabel="minutes", ylabel="open files of the server", ylim=(0, None))
+    right.plot(minutes, [sample.server_files for sample in samples], label="server")
+    right.plot(minutes, [sample.engine_files for sample in samples], label="engine")
+    right.set(xlabel="minutes", ylabel="open files", ylim=(0, None))
+    right.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
