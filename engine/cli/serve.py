@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import InputError, ResourceError
-from . import arguments
+from . import arguments, replicas
 
 SUMMARY = "serve live streams to browsers and programs"
 EXAMPLES = """\
@@ -17,6 +17,7 @@ examples:
   livereel serve
   livereel serve --model models/self-forcing --port 9000
   LIVEREEL_API_KEY=... livereel serve --host 0.0.0.0 --allow-host studio.example.org
+  RAY_ADDRESS=head:6379 livereel serve --ray --replicas 1-8
 
 Then open http://127.0.0.1:8000. Anyone who can reach the port could use it, so a host other than
 this machine needs a key, which people are asked for and programs send as a bearer token. SIGTERM
@@ -24,6 +25,8 @@ tells all who watch, and the streams can be gone on with after a restart with th
 """
 _KEY = "LIVEREEL_API_KEY"
 _LEAST_KEY = 8
+_GRACE_S = 60.0
+"""The engine gives up a stream so much later than the server should have."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +62,28 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="streams at most (default: 64), where the machine keeps up with so many",
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a LoRA that streams can ask for by its file's name; may be given again",
+    )
+    parser.add_argument(
+        "--idle",
+        type=arguments.whole(1, 86_400),
+        default=30,
+        metavar="SECONDS",
+        help="a stream that nobody watches is kept for so long (default: 30)",
+    )
+    parser.add_argument(
+        "--lifetime",
+        type=arguments.whole(1, 30 * 86_400),
+        default=6 * 3600,
+        metavar="SECONDS",
+        help="a stream ends after so long, watched or not (default: 21600, six hours)",
+    )
+    replicas.add(parser)
+    parser.add_argument(
         "--state",
         metavar="FOLDER",
         help="keeps clips, and what streams go on from, over a restart (default: nothing is kept)",
@@ -68,6 +93,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit code."""
     arguments.find_model(options.model)
+    replicas.check(options)
     key = _key(options)
     try:
         from ..serve import logs
@@ -86,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
             f"--host {options.host} lets others in: give --api-key, or set {_KEY} "
             f"(--host 127.0.0.1 needs none)"
         )
+    if options.ray:
+        return _run_on_ray(options, key)
     logs.to_stderr()
     listening = running.bind(options.host, options.port)
     with TemporaryDirectory(prefix="livereel-") as passing:
@@ -94,6 +122,9 @@ def run(options: argparse.Namespace) -> int:
             device=options.device,
             dtype=options.dtype,
             sessions=options.sessions,
+            idle_s=options.idle + _GRACE_S,
+            lifetime_s=options.lifetime,
+            loras=tuple(options.lora),
         )
         server = Server(
             engine=EngineProcess(setup),
@@ -104,12 +135,28 @@ def run(options: argparse.Namespace) -> int:
                 origins=frozenset(options.allow_origin),
             ),
             folder=Path(passing) if options.state is None else _folder(options.state),
-            limits=Limits(streams=options.sessions),
+            limits=Limits(streams=options.sessions, lease_s=options.idle),
         )
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        url = f"http://{host}:{listening.getsockname()[1]}"
-        running.serve(server, listening, lambda: print(f"LiveReel is live at {url}", flush=True))
+        port = listening.getsockname()[1]
+        running.serve(server, listening, lambda: _announce(options.host, port))
     return 0
+
+
+def _run_on_ray(options: argparse.Namespace, key: str | None) -> int:
+    if options.port == 0:
+        raise InputError("--port 0 does not go with --ray: name the port")
+    ray_app = replicas.app()
+    settings = ray_app.Settings(
+        **replicas.wanted(options), sessions=options.sessions, idle_s=options.idle,
+        lifetime_s=options.lifetime, loras=options.lora, host=options.host,
+        allow_host=options.allow_host, allow_origin=options.allow_origin, state=options.state,
+    )  # fmt: skip
+    ray_app.run(settings, key, options.port, lambda: _announce(options.host, options.port))
+    return 0
+
+
+def _announce(host: str, port: int) -> None:
+    print(f"LiveReel is live at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
 
 def _key(options: argparse.Namespace) -> str | None:

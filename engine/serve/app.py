@@ -121,6 +121,7 @@ class ModelCard(BaseModel):
     steps: int
     size_step: int
     chunk_frames: int
+    loras: list[str]
 
 
 class Uploaded(BaseModel):
@@ -222,7 +223,7 @@ def _add_health(app: FastAPI, server: Server) -> None:
         return ModelCard(
             model=info.name, version=__version__, width=info.width, height=info.height,
             fps=info.fps, steps=info.steps, size_step=info.size_step,
-            chunk_frames=info.chunk_frames,
+            chunk_frames=info.chunk_frames, loras=list(info.loras),
         )  # fmt: skip
 
 

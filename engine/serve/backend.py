@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .admission import Kind
-from .messages import ModelInfo, Reset, Spec, Update
+from .messages import Change, ModelInfo, Spec
 
 if TYPE_CHECKING:
     from ..types import Chunk
@@ -37,8 +37,15 @@ class Stream(Protocol):
     def state_bytes(self) -> int:
         """Memory that it holds."""
 
-    def update(self, control: Update | Reset) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether it has all that its next chunk is made from."""
+
+    def update(self, control: Change) -> None:
         """Queue a control for the next chunk. Raises `InputError` or `ResourceError`."""
+
+    def push(self, frames: bytes) -> None:
+        """Take frames to make chunks from. Raises `InputError`."""
 
     def snapshot(self, *, light: bool) -> bytes:
         """Its state."""

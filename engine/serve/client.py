@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import secrets
 import threading
 from collections import deque
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import av
 import msgspec
 from av.video.codeccontext import VideoCodecContext
+from PIL import Image
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
@@ -40,6 +42,7 @@ _T = TypeVar("_T")
 _ANSWER_S = 30.0
 _MOST_WAITING = 64
 """Frames received and not iterated over; beyond that the server is not told of more."""
+_QUALITY = 90
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0, 3.0)
 
 
@@ -134,13 +137,23 @@ class AsyncStream:
 
     # Controls: each returns where it took hold
 
-    async def update(
-        self, *, prompt: str | None = None, steps: int | None = None, recache: bool = False
+    async def update(self, **changes: Any) -> protocol.Applied:
+        """Another prompt, or other values of `protocol.Update`'s fields."""
+        return await self._ask(protocol.Update(event_id=_new_id(), **changes))
+
+    async def shot(
+        self, prompt: str | None = None, *, image: str | None = None
     ) -> protocol.Applied:
-        """Another prompt or number of steps."""
-        return await self._ask(
-            protocol.Update(event_id=_new_id(), prompt=prompt, steps=steps, recache=recache)
-        )
+        """A new shot, with nothing of what was shown; `image` is the id of an uploaded picture."""
+        return await self._ask(protocol.Cut(event_id=_new_id(), prompt=prompt, image=image))
+
+    async def push(self, pixels: Frames) -> None:
+        """A picture, uint8 `[H, W, 3]`, for a stream that was opened with a `strength` to be made
+        from."""
+        data = io.BytesIO()
+        Image.fromarray(pixels).save(data, "JPEG", quality=_QUALITY)
+        with contextlib.suppress(ConnectionClosed):
+            await self._connected.send(data.getvalue())
 
     async def seed(self, seed: int) -> protocol.Applied:
         """Other noise."""
@@ -178,11 +191,15 @@ class AsyncStream:
         finally:
             self._asked.pop(message.event_id, None)
 
+    @property
+    def _connected(self) -> ClientConnection:
+        assert self._socket is not None, "open the stream by `async with`"
+        return self._socket
+
     async def _say(self, message: protocol.ClientMessage) -> None:
-        assert self._socket is not None
         # What is lost in a cut is told again, or not needed, behind it.
         with contextlib.suppress(ConnectionClosed):
-            await self._socket.send(protocol.encode(message))
+            await self._connected.send(protocol.encode(message))
 
     async def _open(self) -> None:
         """Open a socket and wait for `session.created`."""
@@ -343,11 +360,19 @@ class Stream:
 
     # Controls, as of `AsyncStream`; `result()` of what they give waits for the answer
 
-    def update(
-        self, *, prompt: str | None = None, steps: int | None = None, recache: bool = False
+    def update(self, **changes: Any) -> Future[protocol.Applied]:
+        """Another prompt, or other values of `protocol.Update`'s fields."""
+        return self._put(self._stream.update(**changes))
+
+    def shot(
+        self, prompt: str | None = None, *, image: str | None = None
     ) -> Future[protocol.Applied]:
-        """Another prompt or number of steps."""
-        return self._put(self._stream.update(prompt=prompt, steps=steps, recache=recache))
+        """A new shot."""
+        return self._put(self._stream.shot(prompt, image=image))
+
+    def push(self, pixels: Frames) -> Future[None]:
+        """A picture for the stream to be made from."""
+        return self._put(self._stream.push(pixels))
 
     def seed(self, seed: int) -> Future[protocol.Applied]:
         """Other noise."""

@@ -35,11 +35,9 @@ from .messages import (
     ModelInfo,
     Opened,
     Pause,
-    Reset,
     Resume,
     Resumed,
     Spec,
-    Update,
 )
 from .watched import Watched
 from .worker import BEAT_S, Setup
@@ -149,7 +147,7 @@ class EngineProcess:
     async def control(self, session: str, event: Control) -> None:
         """As `EngineClient.control`."""
         found = self._find(session)
-        if isinstance(event, (Update, Reset)):
+        if not isinstance(event, (Pause, Resume)):
             found.given[event.event_id] = event  # a snapshot that knows of it may come at once
         try:
             await self._ask(wire.Steer(next(self._requests), session, event))
@@ -160,6 +158,11 @@ class EngineProcess:
             raise Rejected(str(error)) from error
         if isinstance(event, (Pause, Resume)):
             found.paused = event.event_id if isinstance(event, Pause) else None
+
+    async def push(self, session: str, frames: bytes) -> None:
+        """As `EngineClient.push`."""
+        self._find(session)
+        await self._ask(wire.Push(next(self._requests), session, frames))
 
     async def snapshot(self, session: str, *, light: bool = True) -> bytes:
         """As `EngineClient.snapshot`."""
@@ -172,6 +175,11 @@ class EngineProcess:
         """As `EngineClient.renew`."""
         if session in self._sessions and self._link is not None:
             self._link.send(wire.Renew(session))
+
+    def shown(self, session: str, frame: int, at: float) -> None:
+        """As `EngineClient.shown`."""
+        if session in self._sessions and self._link is not None:
+            self._link.send(wire.Shown(session, frame, at))
 
     async def close(self, session: str) -> None:
         """As `EngineClient.close`."""
@@ -220,8 +228,8 @@ class EngineProcess:
     # What the process says
 
     async def _ask(
-        self, command: wire.Open | wire.Steer | wire.Save | wire.Ask
-    ) -> wire.Granted:  # fmt: skip
+        self, command: wire.Open | wire.Steer | wire.Save | wire.Push | wire.Ask
+    ) -> wire.Granted:
         """Send a request and wait for its answer. Raises what the engine raised, and `Busy` when
         there is none or it is gone before it has answered."""
         if self._link is None or self._health != "ready":
@@ -305,8 +313,8 @@ class EngineProcess:
             if event.event_id in session.told or event.event_id == session.hushed:
                 session.hushed = None
                 return
-            if event.kind in ("update", "reset"):
-                session.told.add(event.event_id)
+            if event.event_id in session.given:
+                session.took(event.event_id)
         if isinstance(event, Ended):
             del self._sessions[name]
         session.tell(event)

@@ -27,6 +27,7 @@ from .messages import (
     Applied,
     ChunkReady,
     Control,
+    Cut,
     DeadlineMissed,
     Ended,
     EngineState,
@@ -180,7 +181,8 @@ class FakeEngine:
     async def control(self, session: str, event: Control) -> None:
         """As `EngineClient.control`."""
         stream = self._find(session)
-        if isinstance(event, Update) and event.prompt is not None and not event.prompt.strip():
+        prompt = event.prompt if isinstance(event, (Update, Cut)) else None
+        if prompt is not None and not prompt.strip():
             raise Rejected("the prompt is empty; say in a sentence what to show")
         if isinstance(event, Update) and (event.steps or 0) > MODEL.steps:
             raise Rejected(f"steps is {event.steps}; wanted a whole number from 1 to {MODEL.steps}")
@@ -190,12 +192,19 @@ class FakeEngine:
             stream.queue.append(event)
             stream.wake.notify_all()
 
+    async def push(self, session: str, frames: bytes) -> None:
+        """It takes none."""
+        raise InputError("the session takes no frames; open it with a strength")
+
     async def snapshot(self, session: str, *, light: bool = True) -> bytes:
         """As `EngineClient.snapshot`."""
         return _save(self._find(session))
 
     def renew(self, session: str) -> None:
         """Nothing: it has no idle limit."""
+
+    def shown(self, session: str, frame: int, at: float) -> None:
+        """Nothing: it draws at a session's rate whatever is shown."""
 
     async def close(self, session: str) -> None:
         """As `EngineClient.close`."""
@@ -297,7 +306,7 @@ class FakeEngine:
         while stream.queue:
             control = stream.queue.popleft()
             kind = KINDS[type(control)]
-            if isinstance(control, Update) and control.prompt is not None:
+            if isinstance(control, (Update, Cut)) and control.prompt is not None:
                 stream.prompt = control.prompt
             elif isinstance(control, (Pause, Resume)):
                 stream.paused = isinstance(control, Pause)

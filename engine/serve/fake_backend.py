@@ -1,4 +1,5 @@
-"""A backend without a model, for tests of the engine's process: the frames of `fake.draw`.
+"""A backend without a model, for tests of the engine's process: the frames of `fake.draw`, of fed
+streams with their lower half in the gray that the frames pushed have in their first corner.
 
 What goes wrong is in the prompts: "out of memory" raises once as a pass does for want of it,
 "broken" always as one with a mistake in it, "crash" ends the process, "hang" never comes back.
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +19,7 @@ from ..errors import InputError, ResourceError
 from ..types import Chunk, ChunkStats
 from .admission import Kind
 from .fake import MODEL, draw
-from .messages import ModelInfo, Reset, Spec, Update
+from .messages import Change, Cut, ModelInfo, Spec, Update
 
 
 @dataclass
@@ -32,7 +34,9 @@ class FakeStream:
     chunk: int = 0
     pts: int = 0
     short: bool = False
-    queue: list[Update | Reset] = field(default_factory=list)
+    queue: list[Change] = field(default_factory=list)
+    pushed: deque[int] | None = None
+    """The first bytes of frames that wait, of a stream that is made from such."""
     state_bytes: int = 1000
 
     @property
@@ -45,7 +49,23 @@ class FakeStream:
         """Streams of a shape go together, but for their first chunks."""
         return self.kind, self.chunk == 0
 
-    def update(self, control: Update | Reset) -> None:
+    @property
+    def count(self) -> int:
+        """Frames of its next chunk."""
+        return MODEL.first_chunk_frames if self.chunk == 0 else MODEL.chunk_frames
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has frames enough."""
+        return self.pushed is None or len(self.pushed) >= self.count
+
+    def push(self, frames: bytes) -> None:
+        """Take frames in."""
+        if self.pushed is None:
+            raise InputError("the session takes no frames; open it with a strength")
+        self.pushed.extend(frames[:: self.width * self.height * 3])
+
+    def update(self, control: Change) -> None:
         """Take a control in."""
         if isinstance(control, Update):
             if control.prompt is not None and not control.prompt.strip():
@@ -100,6 +120,7 @@ class FakeBackend:
             spec.steps or MODEL.steps,
             chunk=int(saved.get("chunk", 0)) if chunk is None else chunk,
             pts=int(saved.get("pts", 0)) if pts is None else pts,
+            pushed=None if spec.strength is None else deque(maxlen=2 * MODEL.chunk_frames),
         )
 
     def step(self, streams: Sequence[FakeStream]) -> list[Chunk | Exception]:
@@ -118,11 +139,14 @@ class FakeBackend:
     @staticmethod
     def _draw(stream: FakeStream, took: float) -> Chunk:
         for control in stream.queue:
-            if isinstance(control, Update):
+            if isinstance(control, (Update, Cut)):
                 stream.prompt = control.prompt or stream.prompt
         stream.queue.clear()
-        count = MODEL.first_chunk_frames if stream.chunk == 0 else MODEL.chunk_frames
+        count = stream.count
         frames = draw(stream.prompt, stream.pts, count, stream.width, stream.height)
+        if stream.pushed is not None:
+            for frame in frames:
+                frame[stream.height // 2 :] = stream.pushed.popleft()
         stats = ChunkStats(
             text_s=0.0, dit_s=took, cache_s=0.0, vae_s=0.0, convert_s=0.0, passes=1,
             decoder_calls=1, fps=0.0, lead_s=0.0, deadline_met=True, jitter_s=0.0,

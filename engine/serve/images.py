@@ -34,9 +34,14 @@ class Picture:
     until: float
 
     def fit(self, width: int, height: int) -> bytes:
-        """uint8 RGB, `height * width * 3` bytes: the middle of the picture, scaled."""
-        fitted = ImageOps.fit(self.image, (width, height), Image.Resampling.LANCZOS)
-        return np.asarray(fitted, np.uint8).tobytes()
+        """As the function of this name."""
+        return fit(self.image, width, height)
+
+
+def fit(image: Image.Image, width: int, height: int) -> bytes:
+    """uint8 RGB, `height * width * 3` bytes: the middle of the picture, scaled."""
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted, np.uint8).tobytes()
 
 
 def read(data: bytes, limits: Limits) -> Image.Image:

@@ -7,9 +7,10 @@ directly; bounds that hang on the model are checked where the model is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from ..types import Frames
@@ -20,6 +21,8 @@ EventId: TypeAlias = Annotated[str, Meta(max_length=64)]
 """The client's name for a control; it comes back where the control took hold."""
 Seed: TypeAlias = Annotated[int, Meta(ge=0)]
 Prompt: TypeAlias = Annotated[str, Meta(min_length=1, max_length=10_000)]
+Strength: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+Loras: TypeAlias = dict[str, float]
 
 
 class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,9 +30,10 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `frames` ends the stream, `fps` is the rate at which frames are due, `pace` lets the session do
     with less when it falls behind. `image` holds uint8 RGB, `height * width * 3` bytes of the
-    stream's size, to begin with. `snapshot` goes on where one was taken; all but `frames`, `fps`
-    and `pace` then come from it. `live` sessions are made no faster than they are watched; others
-    as fast as there is room.
+    stream's size, to begin with. With a `strength` the stream is made from frames that are pushed.
+    `loras` are strengths of LoRAs that the engine has read. `snapshot` goes on where one was taken;
+    prompt, seed, steps and size then come from it. `live` sessions are made no faster than they are
+    watched; others as fast as there is room.
     """
 
     prompt: Prompt | None = None
@@ -42,20 +46,41 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pace: bool = False
     live: bool = True
     image: bytes | None = None
+    strength: Strength | None = None
+    loras: Loras | None = None
     snapshot: bytes | None = None
+
+    def after(self, control: Change) -> Spec:
+        """What a session that took this control in is opened with again."""
+        if isinstance(control, Reset):
+            return self
+        new: dict[str, Any] = {"prompt": control.prompt}
+        if isinstance(control, Update):
+            new |= {name: getattr(control, name) for name in ("seed", "steps", "strength", "loras")}
+        return replace(self, **{name: value for name, value in new.items() if value is not None})
 
 
 # Controls
 
 
 class Update(Struct, frozen=True, kw_only=True, tag="update"):
-    """Change prompt, seed or steps from the next chunk on; `recache` as in `Session.update`."""
+    """Change what is not None from the next chunk on, as `Session.update` does."""
 
     event_id: EventId
     prompt: Prompt | None = None
     seed: Seed | None = None
     steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
     recache: bool = False
+    strength: Strength | None = None
+    loras: Loras | None = None
+
+
+class Cut(Struct, frozen=True, kw_only=True, tag="cut"):
+    """Start a new shot with the next chunk; `image` as in `Spec`."""
+
+    event_id: EventId
+    prompt: Prompt | None = None
+    image: bytes | None = None
 
 
 class Reset(Struct, frozen=True, kw_only=True, tag="reset"):
@@ -76,10 +101,12 @@ class Resume(Struct, frozen=True, kw_only=True, tag="resume"):
     event_id: EventId
 
 
-Control: TypeAlias = Update | Reset | Pause | Resume
-Kind: TypeAlias = Literal["update", "reset", "pause", "resume"]
+Change: TypeAlias = Update | Cut | Reset
+"""Takes hold at a chunk's edge."""
+Control: TypeAlias = Change | Pause | Resume
+Kind: TypeAlias = Literal["update", "cut", "reset", "pause", "resume"]
 KINDS: dict[type[Control], Kind] = {
-    Update: "update", Reset: "reset", Pause: "pause", Resume: "resume"
+    Update: "update", Cut: "cut", Reset: "reset", Pause: "pause", Resume: "resume"
 }  # fmt: skip
 
 
@@ -210,7 +237,8 @@ Event: TypeAlias = Applied | ChunkReady | DeadlineMissed | Failed | Resumed | En
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What is running: the native picture size and rate, and the frames of a chunk."""
+    """What is running: the native picture size and rate, the frames of a chunk, and the names of
+    LoRAs that streams can use."""
 
     name: str
     width: int
@@ -222,6 +250,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     first_chunk_frames: int
     device: str
     dtype: str
+    loras: tuple[str, ...] = ()
 
 
 class Opened(Struct, frozen=True, kw_only=True):

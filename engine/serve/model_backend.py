@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from functools import partial
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from ..errors import InputError, ResourceError
 from ..memory import available, estimate, gigabytes
 from .abreast import Abreast
 from .admission import Kind
-from .messages import ModelInfo, Reset, Spec, Update
+from .messages import Change, Cut, ModelInfo, Spec, Update
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -28,9 +27,10 @@ _MOST = 8
 class ModelStream:
     """A session of the engine."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, loras: Mapping[str, float]) -> None:
         self.session, self.fps = session, session.fps
         self.width, self.height = session.size
+        self._loras, self._changes = loras, False
 
     @property
     def chunk(self) -> int:
@@ -49,23 +49,45 @@ class ModelStream:
 
     @property
     def key(self) -> Hashable:
-        """Those of a kind go together, but for their first, smaller chunks."""
-        return self.kind, self.chunk == 0
+        """Those of a kind go together, but for their first, smaller chunks; only with the same
+        LoRAs, though, which are in the weights, and alone where these are about to change."""
+        own = id(self) if self._changes else 0
+        return self.kind, self.chunk == 0, frozenset(self._loras.items()), own
+
+    @property
+    def ready(self) -> bool:
+        """Whether frames enough were pushed, if it is made from such."""
+        return self.session._ready
 
     @property
     def state_bytes(self) -> int:
         """Memory that it holds."""
         return self.session.state_bytes
 
-    def update(self, control: Update | Reset) -> None:
+    def update(self, control: Change) -> None:
         """Queue a control."""
-        if isinstance(control, Reset):
-            self.session.reset()
-        else:
+        if isinstance(control, Update):
             self.session.update(
                 prompt=control.prompt, seed=control.seed, steps=control.steps,
-                recache=control.recache,
+                recache=control.recache, strength=control.strength, loras=control.loras,
             )  # fmt: skip
+            if control.loras is not None:
+                self._loras, self._changes = control.loras, True
+        elif isinstance(control, Cut):
+            image = None if control.image is None else _picture(control.image, *self.session.size)
+            self.session.cut(control.prompt, image=image)
+        else:
+            self.session.reset()
+
+    def push(self, frames: bytes) -> None:
+        """Give it frames of its size."""
+        self.session.push(_pictures(frames, self.width, self.height))
+
+    def next(self) -> Chunk:
+        """Its next chunk."""
+        chunk = next(self.session)
+        self._changes = False
+        return chunk
 
     def snapshot(self, *, light: bool) -> bytes:
         """As `Session.snapshot`."""
@@ -99,12 +121,16 @@ class ModelBackend:
             first_chunk_frames=(config.first_chunk_latents - 1) * factor + 1,
             device=str(engine.device),
             dtype=str(engine.dtype).removeprefix("torch."),
+            loras=() if engine.loras is None else engine.loras.names,
         )
 
     @classmethod
-    def load(cls, model: str, device: str, dtype: str) -> ModelBackend:
-        """As `Engine.load`."""
-        return cls(Engine.load(model, device, dtype), Path(model).name)
+    def load(cls, model: str, device: str, dtype: str, loras: Sequence[str] = ()) -> ModelBackend:
+        """As `Engine.load` and `Engine.load_lora`."""
+        engine = Engine.load(model, device, dtype)
+        for path in loras:
+            engine.load_lora(path)
+        return cls(engine, Path(model).name)
 
     def check(self, spec: Spec) -> None:
         """Raise `ResourceError` where memory does not suffice for the session's size."""
@@ -125,19 +151,23 @@ class ModelBackend:
         """Open or restore a session."""
         engine = self._engine
         if spec.snapshot is not None:
-            session = engine.restore(spec.snapshot, fps=spec.fps, pace=spec.pace)
+            session = engine.restore(
+                spec.snapshot, fps=spec.fps, pace=spec.pace, strength=spec.strength,
+                loras=spec.loras,
+            )  # fmt: skip
         else:
             width, height = spec.width or self.model.width, spec.height or self.model.height
             image = None if spec.image is None else _picture(spec.image, width, height)
             session = engine.open(
                 spec.prompt or "", seed=spec.seed, steps=spec.steps, width=width, height=height,
-                fps=spec.fps, pace=spec.pace, image=image,
+                fps=spec.fps, pace=spec.pace, image=image, strength=spec.strength,
+                loras=spec.loras,
             )  # fmt: skip
         session.renumber(
             chunk=session.next_chunk if chunk is None else chunk,
             frame=session.next_frame if pts is None else pts,
         )
-        return ModelStream(session)
+        return ModelStream(session, spec.loras or {})
 
     @property
     def most(self) -> int:
@@ -146,7 +176,7 @@ class ModelBackend:
 
     def step(self, streams: Sequence[ModelStream]) -> list[Chunk | Exception]:
         """The next chunk of each."""
-        return self._abreast.run([partial(next, stream.session) for stream in streams])
+        return self._abreast.run([stream.next for stream in streams])
 
 
 def _picture(data: bytes, width: int, height: int) -> Frames:
@@ -155,5 +185,11 @@ def _picture(data: bytes, width: int, height: int) -> Frames:
             f"the image has {len(data)} bytes; wanted {width * height * 3}, "
             f"RGB of {width}x{height} pixels"
         )
-    picture: Frames = np.frombuffer(data, np.uint8).reshape(height, width, 3).copy()
+    picture: Frames = _pictures(data, width, height)[0].copy()
     return picture
+
+
+def _pictures(data: bytes, width: int, height: int) -> Frames:
+    if len(data) % (width * height * 3):
+        raise InputError(f"{len(data)} bytes are no frames of {width}x{height} pixels in RGB")
+    return np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)

@@ -1,8 +1,10 @@
 """What crosses the socket `/v1/stream`: text frames as structs, and the header of binary frames.
 
-A text frame is one JSON object whose `type` names the struct. A binary frame is a header of
-`HEADER_BYTES` bytes, little-endian, and one access unit of H.264 (Annex B, parameter sets in front
-of every keyframe). `asyncapi.py` writes this file's types down as `asyncapi.json`.
+A text frame is one JSON object whose `type` names the struct. A binary frame from the server is a
+header of `HEADER_BYTES` bytes, little-endian, and one access unit of H.264 (Annex B, parameter sets
+in front of every keyframe); one from a client is a picture (a whole PNG, JPEG or WebP file) for a
+stream that was opened with a `strength`. `schema.py` writes this file's types down as
+`asyncapi.json`.
 
 A client opens the socket, sends `session.create` first and alone, and is answered by
 `session.created` or by an `error` and a close. From then on it sends controls; each is answered by
@@ -23,7 +25,9 @@ from ..text.cleaning import MAX_CHARACTERS
 
 PATH = "/v1/stream"
 MAX_TEXT_BYTES = 65_536
-"""Of one text frame; a client that sends more is cut off."""
+"""Of one text frame from a client; one that sends more is cut off."""
+MAX_PICTURE_BYTES = 1 << 20
+"""Of one binary frame from a client; likewise."""
 
 Id: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
 Token: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
@@ -33,6 +37,11 @@ MAX_COUNT = 2**53 - 1
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Steps: TypeAlias = Annotated[int, Meta(ge=1, le=1000)]
 Side: TypeAlias = Annotated[int, Meta(ge=8, le=MAX_SIDE)]
+Strength: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+LoraName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+Loras: TypeAlias = Annotated[
+    dict[LoraName, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=64)
+]
 
 
 # From the client
@@ -45,7 +54,10 @@ class _FromClient(Struct, tag_field="type", kw_only=True, forbid_unknown_fields=
 class Create(_FromClient, frozen=True, tag="session.create"):
     """Open a stream; or go on with one (`resume`), or watch one that another drives (`watch`).
 
-    `image` is the id of an uploaded picture that becomes the first frame. `resume` is the token of
+    `image` is the id of an uploaded picture that becomes the first frame. With a `strength` the
+    stream is made from pictures that come as binary frames, changed by that share of the steps; the
+    newest two chunks of them can wait.
+    `loras` are strengths of those that the server has, by name. `resume` is the token of
     `session.created`, `last_frame` the newest frame that arrived before the cut, so that the next
     one to come is its successor (-1 asks for the newest), and `pending` the controls whose answers
     did not arrive, which are given again. With `resume` or `watch` the other fields are not looked
@@ -60,6 +72,8 @@ class Create(_FromClient, frozen=True, tag="session.create"):
     height: Side | None = None
     fps: Annotated[float, Meta(ge=0.1, le=240)] | None = None
     image: Token | None = None
+    strength: Strength | None = None
+    loras: Loras | None = None
     resume: Token | None = None
     last_frame: Annotated[int, Meta(ge=-1, le=MAX_COUNT)] = -1
     pending: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
@@ -67,13 +81,25 @@ class Create(_FromClient, frozen=True, tag="session.create"):
 
 
 class Update(_FromClient, frozen=True, tag="session.update"):
-    """Another prompt or number of steps from the next chunk on; `recache` also takes the old
-    prompt's traces out of what the model remembers."""
+    """Another prompt, number of steps, strength or set of LoRAs (those left out are not used) from
+    the next chunk on; `recache` also takes the old prompt's traces out of what the model remembers.
+    """
 
     event_id: Id
     prompt: Prompt | None = None
     steps: Steps | None = None
     recache: bool = False
+    strength: Strength | None = None
+    loras: Loras | None = None
+
+
+class Cut(_FromClient, frozen=True, tag="session.cut"):
+    """A new shot from the next chunk on, in which nothing of what was shown is seen any more;
+    `image` is as in `session.create`."""
+
+    event_id: Id
+    prompt: Prompt | None = None
+    image: Token | None = None
 
 
 class NewSeed(_FromClient, frozen=True, tag="session.seed"):
@@ -115,7 +141,7 @@ class Ack(_FromClient, frozen=True, tag="session.ack"):
     decode_queue: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
 
 
-Control: TypeAlias = Update | NewSeed | Pause | Resume | Reset | Stop
+Control: TypeAlias = Update | NewSeed | Cut | Pause | Resume | Reset | Stop
 ClientMessage: TypeAlias = Create | Control | Ack
 
 
@@ -240,6 +266,7 @@ class Close(enum.IntEnum):
     DRAINING = 1001
     MALFORMED = 1007
     POLICY = 1008
+    TOO_BIG = 1009
     FAILED = 1011
     BUSY = 1013
 

@@ -13,7 +13,7 @@ import uvicorn
 from ..errors import InputError
 from .app import Server, make_app
 from .logs import log
-from .protocol import MAX_TEXT_BYTES
+from .protocol import MAX_PICTURE_BYTES
 
 _BACKLOG = 256
 _PING_S = 5.0
@@ -47,7 +47,7 @@ def web_server(server: Server) -> uvicorn.Server:
         make_app(server),
         ws="websockets-sansio",
         ws_per_message_deflate=False,
-        ws_max_size=MAX_TEXT_BYTES,
+        ws_max_size=MAX_PICTURE_BYTES,
         ws_ping_interval=_PING_S,
         ws_ping_timeout=_UNANSWERED_S,
         lifespan="off",

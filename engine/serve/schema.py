@@ -46,6 +46,13 @@ def asyncapi() -> dict[str, Any]:
         "contentType": "application/octet-stream",
         "description": _binary(),
     }
+    messages["picture"] = {
+        "name": "picture",
+        "contentType": "image/*",
+        "description": "A whole PNG, JPEG or WebP file, of at most "
+        f"{protocol.MAX_PICTURE_BYTES} bytes, for a stream with a strength.",
+    }
+    asked = [*(names[kind] for kind in sides["client"]), "picture"]
     replies = [*(names[kind] for kind in sides["server"]), "frame"]
     return {
         "asyncapi": "3.0.0",
@@ -62,7 +69,7 @@ def asyncapi() -> dict[str, Any]:
             }
         },
         "operations": {
-            "control": _operation("receive", [names[kind] for kind in sides["client"]]),
+            "control": _operation("receive", asked),
             "watch": _operation("send", replies),
         },
         "components": {"messages": messages, "schemas": schemas},

@@ -108,7 +108,13 @@ async def _listen(socket: WebSocket, stream: Stream, viewer: Viewer, owner: bool
     """Take in what the client says, until it leaves or says what it may not."""
     while True:
         message = await _receive(socket)
-        if isinstance(message, protocol.Ack):
+        if isinstance(message, bytes):
+            if not owner or stream.feed is None:
+                raise _refusal(
+                    "order", "pictures are for one's own stream with a strength", Close.POLICY
+                )
+            stream.feed.push(message)
+        elif isinstance(message, protocol.Ack):
             viewer.acked(message.frame, message.decode_queue)
         elif isinstance(message, protocol.Create):
             raise _refusal("order", "a stream is open on this socket already", Close.POLICY)
@@ -124,13 +130,18 @@ async def _listen(socket: WebSocket, stream: Stream, viewer: Viewer, owner: bool
                 raise _refusal("slow", "answers pile up unread", Close.POLICY) from None
 
 
-async def _receive(socket: WebSocket) -> protocol.ClientMessage:
+async def _receive(socket: WebSocket) -> protocol.ClientMessage | bytes:
+    """A message, or a picture."""
     event = await socket.receive()
     if event["type"] != "websocket.receive":
         raise WebSocketDisconnect(event.get("code", 1006))
     text = event.get("text")
     if text is None:
-        raise _refusal("malformed", "clients send text frames alone", Close.MALFORMED)
+        picture: bytes = event["bytes"]
+        return picture
+    if len(text.encode()) > protocol.MAX_TEXT_BYTES:
+        most = f"a text frame has at most {protocol.MAX_TEXT_BYTES:,} bytes"
+        raise _refusal("too_big", most, Close.TOO_BIG)
     try:
         return protocol.decode_client(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:

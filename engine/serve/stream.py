@@ -11,17 +11,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from . import messages, protocol
 from .controls import kind_of, to_engine
-from .encoder import LEVELS, Packet, Rendition
+from .feed import Feed
 from .logs import log
+from .renditions import Renditions
 from .worker_client import Gone, Rejected
 
 if TYPE_CHECKING:
-    from ..types import Frames
+    from .encoder import Packet
+    from .images import Images
+    from .limits import Limits
     from .messages import ChunkReady, Opened
     from .metrics import Metrics
     from .viewer import Viewer
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 MAX_VIEWERS = 64
 MAX_REMEMBERED = 512
 """Controls whose answers are kept for a client that was cut off before it got them."""
+FEED_CHUNKS = 2
+"""Pictures that may wait in a stream that is fed."""
 _BEHIND_S = 0.25
 """A frame that is later than this puts off all that follow."""
 _OURS = "~"
@@ -48,13 +53,16 @@ class Stream:
         opened: Opened,
         engine: EngineClient,
         *,
+        spec: messages.Spec,
         codec: str,
-        prompt: str,
         resume_token: str,
         pool: Executor,
         metrics: Metrics,
+        images: Images,
+        limits: Limits,
         ended: Callable[[Stream, messages.Ended], None],
     ) -> None:
+        self.spec = spec
         self.session = opened.session
         self.id = secrets.token_hex(8)
         self.resume_token = resume_token
@@ -62,15 +70,13 @@ class Stream:
         self.owner: Viewer | None = None
         self.owner_left = time.monotonic()
         self._opened, self._engine, self._metrics, self._ended = opened, engine, metrics, ended
-        self._pool = pool
-        self._codec = codec
+        self._images = images
         self._number = secrets.randbits(32)
-        self._prompt = prompt
-        self._prompts: dict[str, str] = {}
+        self._changes: dict[str, messages.Change] = {}
         self._begun: float | None = time.monotonic()
         self._viewers: list[Viewer] = []
         self._level = 0
-        self._renditions: dict[int, Rendition] = {}
+        self._renditions = Renditions(opened, codec, pool, metrics)
         self._lock = asyncio.Lock()
         self._watched = asyncio.Event()
         self._paused = self._resting = False
@@ -84,6 +90,12 @@ class Stream:
         self._pts = 0.0
         self._due: float | None = None
         self._sent: float | None = None
+        self.feed: Feed | None = None
+        if spec.strength is not None:
+            room = FEED_CHUNKS * engine.model.chunk_frames
+            self.feed = Feed(
+                opened, engine, room=room, pool=pool, limits=limits, refused=self._no_picture
+            )
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -143,7 +155,7 @@ class Stream:
 
     def _lead(self, level: int, last_frame: int | None) -> tuple[list[Packet], int]:
         """The packets that a viewer starts with, and the first frame of them to be shown."""
-        rendition = self._rendition(level)
+        rendition = self._renditions.of(level)
         if last_frame is None:
             packets = rendition.latest()
             return packets, packets[-1].frame if packets else self._next
@@ -167,7 +179,7 @@ class Stream:
             fps=self._opened.fps,
             chunk_frames=model.chunk_frames,
             max_steps=model.steps,
-            prompt=self._prompt,
+            prompt=self.spec.prompt or "",
             paused=self._paused,
             next_frame=following,
             lost=0 if last_frame is None else max(0, following - last_frame - 1),
@@ -190,18 +202,20 @@ class Stream:
         while len(self._answers) > MAX_REMEMBERED:
             old, _ = self._answers.popitem(last=False)
             self._asked.pop(old, None)
-            self._prompts.pop(old, None)
+            self._changes.pop(old, None)
         if isinstance(message, protocol.Stop):
             self._stopped_by.append(event_id)
             await self.close()
             return
         self._asked[event_id] = kind_of(message), time.monotonic()
-        if isinstance(message, protocol.Update) and message.prompt is not None:
-            self._prompts[event_id] = message.prompt
         try:
-            await self._engine.control(self.session, to_engine(message))
-        except (Rejected, Gone) as error:
+            control = to_engine(message, self._picture)
+            if not isinstance(control, (messages.Pause, messages.Resume)):
+                self._changes[event_id] = control
+            await self._engine.control(self.session, control)
+        except (InputError, Gone) as error:
             self._asked.pop(event_id, None)
+            self._changes.pop(event_id, None)
             code = "gone" if isinstance(error, Gone) else "invalid"
             self._answer(protocol.Rejected(event_id=event_id, code=code, message=str(error)))
 
@@ -235,6 +249,14 @@ class Stream:
                 viewer.tell(message)
             except OverflowError:
                 viewer.cut()
+
+    def _picture(self, name: str) -> bytes:
+        """The pixels of an uploaded picture. Raises `InputError`."""
+        return self._images.get(name).fit(self._opened.width, self._opened.height)
+
+    def _no_picture(self, reason: str) -> None:
+        """A picture that was pushed could not be taken."""
+        self._tell_owner(protocol.Error(code="picture", message=reason, retryable=True))
 
     async def _control_engine(self, control: messages.Control) -> None:
         with contextlib.suppress(Gone, Rejected):
@@ -275,6 +297,8 @@ class Stream:
             await self._engine.close(self.session)
         finally:
             self._ended_already = True
+            if self.feed is not None:
+                self.feed.close()
             for event_id in self._stopped_by:
                 self._answer(
                     protocol.Applied(event_id=event_id, chunk=self._chunk, first_frame=self._next)
@@ -290,7 +314,8 @@ class Stream:
         if isinstance(event, messages.Applied):
             if event.kind in ("pause", "resume") and not event.event_id.startswith(_OURS):
                 self._paused = event.kind == "pause"
-            self._prompt = self._prompts.pop(event.event_id, self._prompt)
+            if event.event_id in self._changes:
+                self.spec = self.spec.after(self._changes.pop(event.event_id))
             if (asked := self._asked.pop(event.event_id, None)) is not None:
                 self._awaited.append((event.first_frame, *asked))
                 self._answer(
@@ -324,61 +349,29 @@ class Stream:
             if self._over:
                 return
             now = time.monotonic()
-            if self._due is None or now - self._due > _BEHIND_S:
-                self._due = now
-            elif self._due > now:
-                await asyncio.sleep(self._due - now)
+            due = now if self._due is None or now - self._due > _BEHIND_S else self._due
+            if i == 0 or due != self._due:
+                self._engine.shown(self.session, chunk.pts + i, due)
+            if due > now:
+                await asyncio.sleep(due - now)
             async with self._lock:
                 await self._encode(chunk, i)
-            self._due += 1 / rate
+            self._due = due + 1 / rate
             self._pts += 1e6 / rate
         self._chunk = chunk.chunk + 1
 
     async def _encode(self, chunk: ChunkReady, i: int) -> None:
         """Encode a frame at each level that is watched, and offer the packets."""
         frame = chunk.pts + i
-        self._choose_levels()
-        work = partial(
-            _timed, pixels=chunk.pixels[i], frame=frame, chunk=chunk.chunk, pts=int(self._pts)
-        )
-        loop = asyncio.get_running_loop()
-        levels = list(self._renditions)
-        made = await asyncio.gather(
-            *(loop.run_in_executor(self._pool, work, self._renditions[n]) for n in levels)
+        self._renditions.follow(self._viewers, self._level)
+        packets = await self._renditions.encode(
+            chunk.pixels[i], frame=frame, chunk=chunk.chunk, pts=int(self._pts)
         )
         self._next = frame + 1
-        for level, (packet, took) in zip(levels, made, strict=True):
-            if packet is None:
-                continue
-            self._metrics.encoder.labels(level).observe(took)
-            for viewer in self.viewers:
-                if viewer.level == level:
-                    viewer.offer(packet)
+        for viewer in self._viewers:
+            if viewer.level in packets:
+                viewer.offer(packets[viewer.level])
         self._measure(frame)
-
-    def _choose_levels(self) -> None:
-        """Give each viewer what its network takes; a change begins with a keyframe."""
-        now = time.monotonic()
-        for viewer in self.viewers:
-            level = viewer.quality.update(now)
-            if level != viewer.level:
-                viewer.level = level
-                self._rendition(level).want_keyframe()
-            elif viewer.starved:
-                self._rendition(level).want_keyframe()
-        wanted = {viewer.level for viewer in self.viewers} or {self._level}
-        for level in wanted:
-            self._rendition(level)
-        for level in set(self._renditions) - wanted:
-            del self._renditions[level]
-
-    def _rendition(self, level: int) -> Rendition:
-        if level not in self._renditions:
-            opened = self._opened
-            self._renditions[level] = Rendition(
-                opened.width, opened.height, opened.fps, LEVELS[level], self._codec
-            )
-        return self._renditions[level]
 
     def _measure(self, frame: int) -> None:
         now = time.monotonic()
@@ -417,12 +410,3 @@ class Stream:
         )
         with contextlib.suppress(OverflowError):
             viewer.tell(message)
-
-
-def _timed(
-    rendition: Rendition, *, pixels: Frames, frame: int, chunk: int, pts: int
-) -> tuple[Packet | None, float]:
-    """A frame's packet, and the seconds that it took."""
-    start = time.perf_counter()
-    packet = rendition.encode(pixels, frame=frame, chunk=chunk, pts=pts)
-    return packet, time.perf_counter() - start

@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+from msgspec.structs import replace
+
 from ..errors import InputError, LiveReelError
 from . import messages, protocol
 from .encoder import pick_codec
@@ -146,8 +149,10 @@ class Streams:
             width=width,
             height=height,
             fps=request.fps,
-            pace=True,
+            pace=request.strength is None,  # one that waits for pictures is not behind
             image=image,
+            strength=request.strength,
+            loras=request.loras,
         )
 
     async def _create(self, spec: messages.Spec, token: str) -> Stream:
@@ -163,11 +168,13 @@ class Streams:
         stream = Stream(
             opened,
             self._engine,
+            spec=spec,
             codec=self._codec,
-            prompt=spec.prompt or "",
             resume_token=token,
             pool=self._pool,
             metrics=self._metrics,
+            images=self._images,
+            limits=self._limits,
             ended=self._forget,
         )
         self._open[token] = self._watchable[stream.watch_token] = stream
@@ -178,7 +185,7 @@ class Streams:
         self._open.pop(stream.resume_token, None)
         self._watchable.pop(stream.watch_token, None)
         if end.snapshot is not None:
-            self._save(stream.resume_token, end.snapshot)
+            self._save(stream.resume_token, replace(stream.spec, snapshot=end.snapshot, image=None))
         log("stream_ended", session=stream.id, reason=end.reason)
 
     # What a stream goes on from behind a restart. The token opens it, so only its hash is a name.
@@ -186,21 +193,21 @@ class Streams:
     def _path(self, token: str) -> Path:
         return self._folder / f"{hashlib.sha256(token.encode()).hexdigest()}.snapshot"
 
-    def _save(self, token: str, snapshot: bytes) -> None:
+    def _save(self, token: str, spec: messages.Spec) -> None:
         path = self._path(token)
         part = path.with_suffix(".part")
         with contextlib.suppress(OSError):
-            part.write_bytes(snapshot)
+            part.write_bytes(msgspec.msgpack.encode(spec))
             part.chmod(0o600)
             part.replace(path)
 
     async def _recall(self, token: str) -> Stream:
         path = self._path(token)
         try:
-            snapshot = path.read_bytes()
-        except OSError as error:
+            spec = msgspec.msgpack.decode(path.read_bytes(), type=messages.Spec)
+        except (OSError, msgspec.MsgspecError) as error:
             raise Gone("there is no stream of this resume token, or not any more") from error
-        stream = await self._create(messages.Spec(snapshot=snapshot, pace=True), token)
+        stream = await self._create(spec, token)
         path.unlink(missing_ok=True)
         return stream
 

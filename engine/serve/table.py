@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .messages import (
     KINDS,
     MEASURED,
     Applied,
+    Change,
     ChunkMade,
     Control,
     DeadlineMissed,
@@ -28,12 +29,10 @@ from .messages import (
     Failed,
     Opened,
     Pause,
-    Reset,
     Resume,
     SessionState,
     Spec,
     Stats,
-    Update,
 )
 from .scheduler import Scheduler, Turn
 from .worker_client import Busy, Gone, Rejected
@@ -82,11 +81,22 @@ class _Session:
     opened: float
     renewed: float
     saved: float
+    rate: float
     save_every: float = _SAVE_S
-    waiting: list[Update | Reset] = field(default_factory=list)
+    waiting: list[Change] = field(default_factory=list)
     chunks: int = 0
     missed: int = 0
     failures: int = 0
+
+    @property
+    def able(self) -> bool:
+        """Whether the next chunk has something to be made from, and a place to go to."""
+        return self.stream.ready and self.ring.room > 0
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for sessions that can share a pass."""
+        return self.id if self.alone else self.stream.key
 
 
 class Table:
@@ -111,7 +121,7 @@ class Table:
         self._sessions: dict[str, _Session] = {}
         self._costs = Costs(most=backend.most)
         self._scheduler = Scheduler(
-            has_room=lambda session: self._sessions[session].ring.room > 0,
+            has_room=lambda session: self._sessions[session].able,
             batch_cost=self._costs.of,
             most=self._costs.most,
         )
@@ -194,7 +204,7 @@ class Table:
         )
         self._sessions[session] = _Session(
             session, stream, ring, turn, stream.pts + (spec.frames or math.inf), alone, now, now,
-            now,
+            now, stream.fps,
         )  # fmt: skip
         self._scheduler.add(turn)
         opened = Opened(
@@ -215,6 +225,15 @@ class Table:
             raise Rejected(f"{MAX_WAITING} controls wait already for the next chunk")
         found.stream.update(control)
         found.waiting.append(control)
+        found.turn.key = found.key
+
+    def push(self, session: str, frames: bytes) -> None:
+        """Give frames to a session that is made from such. Raises `Gone`, `InputError`."""
+        found, now = self._find(session), self._clock()
+        waited = not found.stream.ready
+        found.stream.push(frames)
+        if waited and found.stream.ready:  # it is not late for what has only come now
+            found.turn.due = max(found.turn.due, now + found.turn.cost_s)
 
     def save(self, session: str, *, light: bool) -> bytes:
         """A session's snapshot. Raises `Gone`."""
@@ -226,6 +245,13 @@ class Table:
         """Somebody watches."""
         if session in self._sessions:
             self._sessions[session].renewed = self._clock()
+
+    def shown(self, session: str, frame: int, at: float) -> None:
+        """Frame number `frame` is shown at the time `at`: the session's next chunk is due when all
+        that was made has been shown, and not earlier, lest controls wait behind frames that do."""
+        if session in self._sessions:
+            found = self._sessions[session]
+            found.turn.due = at + (found.stream.pts - frame) / found.rate
 
     def close(self, session: str) -> None:
         """End a session, if it is there."""
@@ -316,8 +342,9 @@ class Table:
         session.chunks += 1
         self._made += 1
         session.ring.write(frames, tag=chunk.index)
-        late = turn.made(now, len(frames) / chunk.stats.rate)
-        turn.kind, turn.key = stream.kind, session.id if session.alone else stream.key
+        session.rate = chunk.stats.rate
+        late = turn.made(now, len(frames) / session.rate)
+        turn.kind, turn.key = stream.kind, session.key
         turn.cost_s = self._costs.of(stream.kind, 1)
         for control in session.waiting:
             self._applied(session, control, chunk.index, chunk.pts)

@@ -11,7 +11,7 @@ from .messages import Ended
 
 if TYPE_CHECKING:
     from ..native import FrameRing
-    from .messages import Event, Opened, Reset, Spec, Update
+    from .messages import Change, Event, Opened, Spec
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Watched:
     snapshot: bytes | None
     events: deque[Event] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    given: dict[str, Update | Reset] = field(default_factory=dict)
+    given: dict[str, Change] = field(default_factory=dict)
     """Controls that the snapshot does not know of, in order."""
     told: set[str] = field(default_factory=set)
     """Those of them whose `Applied` was passed on."""
@@ -36,6 +36,11 @@ class Watched:
     """A pause that is given again: its `Applied` was passed on."""
     blamed: list[float] = field(default_factory=list)
     ended: bool = False
+
+    def took(self, event_id: str) -> None:
+        """A control that was given took hold."""
+        self.told.add(event_id)
+        self.spec = self.spec.after(self.given[event_id])
 
     def tell(self, event: Event) -> None:
         """Add to the stream; behind its end nothing comes."""

@@ -63,10 +63,26 @@ class Save(Struct, frozen=True, tag=True):
     light: bool
 
 
+class Push(Struct, frozen=True, tag=True):
+    """Frames, as in `Spec.image` one after another, for a session that is made from such."""
+
+    request: int
+    session: SessionId
+    frames: bytes
+
+
 class Renew(Struct, frozen=True, tag=True):
     """Somebody watches."""
 
     session: SessionId
+
+
+class Shown(Struct, frozen=True, tag=True):
+    """Frame number `frame` is shown at the time `at`, on the machine's monotonic clock."""
+
+    session: SessionId
+    frame: int
+    at: float
 
 
 class Close(Struct, frozen=True, tag=True):
@@ -87,7 +103,7 @@ class Drain(Struct, frozen=True, tag=True):
     grace_s: float
 
 
-Command: TypeAlias = Open | Steer | Save | Renew | Close | Ask | Drain
+Command: TypeAlias = Open | Steer | Save | Push | Renew | Shown | Close | Ask | Drain
 COMMANDS: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
 

@@ -47,6 +47,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int = 64
     idle_s: float = 120.0
     lifetime_s: float = 6 * 3600.0
+    loras: tuple[str, ...] = ()
+    """Paths; each LoRA has its file's name."""
     fake: tuple[float, float, int] | None = None
     """Seconds of a pass for one stream, for each further one, and how many can share one."""
 
@@ -116,6 +118,8 @@ class Worker:
             self._answer(command.request, lambda request: self._steer(request, command))
         elif isinstance(command, wire.Save):
             self._answer(command.request, lambda request: self._save(request, command))
+        elif isinstance(command, wire.Push):
+            self._answer(command.request, lambda request: self._push(request, command))
         elif isinstance(command, wire.Ask):
             state = msgspec.structs.replace(table.state(), memory_bytes=_resident())
             self._out.send(wire.Granted(command.request, state=state))
@@ -123,6 +127,8 @@ class Worker:
             table.drain(command.grace_s)
         elif isinstance(command, wire.Close):
             table.close(command.session)
+        elif isinstance(command, wire.Shown):
+            table.shown(command.session, command.frame, command.at)
         else:
             table.renew(command.session)
 
@@ -157,6 +163,10 @@ class Worker:
         self._table.steer(command.session, command.control)
         self._out.send(wire.Granted(request))
 
+    def _push(self, request: int, command: wire.Push) -> None:
+        self._table.push(command.session, command.frames)
+        self._out.send(wire.Granted(request))
+
     def _save(self, request: int, command: wire.Save) -> None:
         snapshot = self._table.save(command.session, light=command.light)
         self._out.send(wire.Granted(request, snapshot=snapshot))
@@ -177,7 +187,7 @@ def load(setup: Setup) -> Backend[Any]:
         return FakeBackend(chunk_s=chunk_s, more_s=more_s, most=most)
     from .model_backend import ModelBackend
 
-    return ModelBackend.load(setup.model, setup.device, setup.dtype)
+    return ModelBackend.load(setup.model, setup.device, setup.dtype, setup.loras)
 
 
 def main(descriptor: str, setup: str) -> None:

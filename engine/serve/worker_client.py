@@ -59,11 +59,19 @@ class EngineClient(Protocol):
         Raises `Rejected`, with the reason, for one that is not; `Gone` without such a session.
         """
 
+    async def push(self, session: str, frames: bytes) -> None:
+        """Give frames of its size, as in `Spec.image`, to a session with a strength; the newest
+        win, and two chunks of them can wait. Raises `InputError` for others, `Gone`."""
+
     async def snapshot(self, session: str, *, light: bool = True) -> bytes:
         """The session's state between two chunks, for `Spec.snapshot`. Raises `Gone`."""
 
     def renew(self, session: str) -> None:
         """Somebody watches: the idle limit counts from here. `control` and `snapshot` renew too."""
+
+    def shown(self, session: str, frame: int, at: float) -> None:
+        """Frame number `frame` is shown at the time `at` (`time.monotonic`), those behind it at the
+        stream's rate: the next chunk is due behind them, however long they were held up."""
 
     async def close(self, session: str) -> None:
         """End a session: no chunk of it is begun any more. Its stream ends with `Ended`. No error

@@ -29,6 +29,8 @@ from livereel.engine.serve.client import AsyncStream
         (["--allow-host", "a:1"], "must be a host's name without a port"),
         (["--allow-origin", "example.org"], "must be such as https://example.org"),
         (["--host", "256.0.0.1", "--api-key", "long enough"], "cannot listen on 256.0.0.1"),
+        (["--idle", "0"], "--idle: must be a whole number from 1 to 86400"),
+        (["--lifetime", "1.5"], "--lifetime: must be a whole number from 1 to 2592000"),
         (["--state", "/proc/no"], "cannot make the folder /proc/no"),
     ],
 )

@@ -42,7 +42,7 @@ class Live:
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = Server(engine=engine, guard=guard, folder=folder, limits=limits or Limits())
         self._web = run.web_server(self.server)
-        self.call(self.server.start())
+        self.submit(self.server.start()).result(300)
         self._serving = self.submit(self._web.serve(sockets=[self._socket]))
         self.http = httpx.Client(base_url=self.url, timeout=20)
         while not self._web.started:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -23,6 +24,7 @@ from livereel.engine.serve.fake import color_of, number_of
 from livereel.engine.serve.messages import (
     Applied,
     ChunkReady,
+    DeadlineMissed,
     Ended,
     Event,
     Failed,
@@ -33,6 +35,8 @@ from livereel.engine.serve.messages import (
 )
 from livereel.engine.serve.worker import Setup
 from livereel.engine.serve.worker_client import Busy, Gone, Rejected
+
+from .talk import held
 
 FAST = Setup(fake=(0.005, 0.002, 4))
 
@@ -272,10 +276,6 @@ def test_an_engine_that_hangs_is_drained_all_the_same() -> None:
 
 @pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
 def test_sessions_leave_nothing_behind(count: int) -> None:
-    def held(pid: int | None) -> tuple[int, int]:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        return len(os.listdir(f"/proc/{pid}/fd")), maps.count("memfd:livereel")
-
     async def body(engine: EngineProcess) -> None:
         before = held(os.getpid()), held(engine.pid)
         for i in range(count):
@@ -293,6 +293,55 @@ def test_sessions_leave_nothing_behind(count: int) -> None:
         assert tasks < 8
 
     with_engine(body, timeout=300)
+
+
+_TOO_MUCH = "a crowd"
+_SHORT = f"""
+import torch
+from livereel.engine.session import Session
+make = Session._make
+def short(self, state, updates, pushed):
+    if {_TOO_MUCH!r} in (update.prompt for update in updates):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return make(self, state, updates, pushed)
+Session._make = short
+"""
+
+
+def test_memory_that_runs_out_in_a_pass_costs_its_session_alone(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_SHORT)  # Python runs it when the process starts
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+    async def clip(engine: EngineProcess) -> bytes:
+        opened = await engine.open(Spec(prompt="a red ball", seed=3, frames=25, live=False))
+        made = [e.pixels.tobytes() async for e in engine.events(opened.session) if ready(e)]
+        return b"".join(made)
+
+    def ready(event: Event) -> TypeGuard[ChunkReady]:
+        return isinstance(event, ChunkReady)
+
+    async def body(engine: EngineProcess) -> None:
+        wanted = await clip(engine)
+        other = await engine.open(Spec(prompt="a blue ball"))
+        others = engine.events(other.session)
+        opened = await engine.open(Spec(prompt="a red ball"))
+        events = engine.events(opened.session)
+        assert isinstance(await anext(events), ChunkReady)
+        await engine.control(opened.session, Update(event_id="1", prompt=_TOO_MUCH))
+        left = [event async for event in events if not ready(event)]
+        *failed, end = [event for event in left if isinstance(event, (Failed, Ended))]
+        assert end == Ended(reason="failed")
+        assert {event.code for event in failed if isinstance(event, Failed)} == {"memory"}
+        assert not any(isinstance(event, Applied) for event in left)
+        for _ in range(3):
+            assert isinstance(await anext(others), (ChunkReady, DeadlineMissed))
+        assert await clip(engine) == wanted
+        assert engine.restarts == 0
+
+    with_engine(body, Setup(model=str(tiny_folder), device="cpu"), timeout=300)
 
 
 _SERVER = """

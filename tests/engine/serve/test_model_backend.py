@@ -13,7 +13,7 @@ from livereel.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.serve import model_backend
 from livereel.engine.serve.abreast import Abreast
-from livereel.engine.serve.messages import Reset, Spec, Update
+from livereel.engine.serve.messages import Cut, Reset, Spec, Update
 from livereel.engine.serve.model_backend import ModelBackend, ModelStream
 from livereel.engine.types import Chunk
 
@@ -83,6 +83,61 @@ def test_a_stream_starts_from_a_picture(backend: ModelBackend) -> None:
     assert len(chunk.frames) == 1
     with pytest.raises(InputError, match="wanted"):
         open_(backend, Spec(prompt=PROMPT, image=b"short"))
+
+
+def test_a_stream_is_made_from_frames_that_are_pushed(
+    backend: ModelBackend, engine: Engine
+) -> None:
+    model = backend.model
+    stream = open_(backend, Spec(prompt=PROMPT, strength=0.5))
+    session = engine.open(PROMPT, strength=0.5)
+    count = model.first_chunk_frames + model.chunk_frames
+    shape = (count, model.height, model.width, 3)
+    video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    assert not stream.ready
+    for wanted in session.through(video):
+        while not stream.ready:
+            stream.push(video[:1].tobytes())
+            video = video[1:]
+        (chunk,) = step(backend, stream)
+        np.testing.assert_array_equal(chunk.frames, wanted.frames)
+        if not len(video):
+            break
+    with pytest.raises(InputError, match="are no frames of"):
+        stream.push(b"short")
+
+
+def test_a_cut_is_the_session_s(backend: ModelBackend, engine: Engine) -> None:
+    model = backend.model
+    picture = np.full((model.height, model.width, 3), 90, np.uint8)
+    stream, session = open_(backend, Spec(prompt=PROMPT)), engine.open(PROMPT)
+    for _ in range(2):
+        step(backend, stream)
+        next(session)
+    stream.update(Cut(event_id="1", prompt="a blue ball", image=picture.tobytes()))
+    session.cut("a blue ball", image=picture)
+    for _ in range(2):
+        (chunk,) = step(backend, stream)
+        np.testing.assert_array_equal(chunk.frames, next(session).frames)
+
+
+def test_streams_share_passes_only_with_the_same_loras(tiny_folder: Path, tmp_path: Path) -> None:
+    engine = Engine.load(tiny_folder, "cpu", "float32")
+    assert engine.loras is not None
+    engine.loras.add("warm", {})
+    backend = ModelBackend(engine, "tiny")
+    assert backend.model.loras == ("warm",)
+    plain, warm = open_(backend, Spec(prompt=PROMPT)), open_(backend, Spec(prompt=PROMPT))
+    assert plain.key == warm.key
+    warm.update(Update(event_id="1", loras={"warm": 0.5}))
+    other = open_(backend, Spec(prompt=PROMPT, loras={"warm": 0.5}))
+    assert len({plain.key, warm.key, other.key}) == 3  # one of them is about to change weights
+    step(backend, warm)
+    step(backend, other)
+    assert warm.key == other.key != plain.key
+    with pytest.raises(InputError, match="no LoRA"):
+        warm.update(Update(event_id="2", loras={"cold": 1.0}))
+    assert warm.key == other.key
 
 
 def test_what_cannot_be_is_refused(

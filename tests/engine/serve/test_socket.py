@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import io
 import json
 import socket as sockets
-import struct
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from PIL import Image
+from websockets.asyncio.client import connect
 
 from livereel.engine.errors import LiveReelError
 from livereel.engine.serve import protocol
@@ -24,6 +23,7 @@ from livereel.engine.serve.limits import Limits
 from livereel.engine.serve.protocol import Close
 
 from .conftest import Live, MakeLive
+from .talk import everything, hear, say, settled
 
 RED = "a red circle moving right"
 
@@ -35,16 +35,6 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 def shows(frame: Frame, prompt: str) -> bool:
     middle = frame.pixels[frame.pixels.shape[0] // 2, frame.pixels.shape[1] // 2]
     return bool(np.abs(middle.astype(int) - color_of(prompt)).max() < 12)
-
-
-def settled(live: Live, streams: int) -> bool:
-    """Whether within a while no more than so many streams are left, here and in the engine."""
-    for _ in range(100):
-        state = live.call(live.engine.state())
-        if live.server.streams.count == len(state.sessions) == streams:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_frames_come_in_order_and_controls_at_the_frame_they_tell(live: Live) -> None:
@@ -90,6 +80,30 @@ def test_pause_and_resume(live: Live) -> None:
             assert not late.done()
             await stream.resume()
             assert (await late).number == paused.first_frame
+
+    run(work())
+
+
+def test_a_new_shot_begins_with_a_picture_that_was_uploaded(live: Live) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "green").save(out, "PNG")
+    image = live.http.post("/v1/images", content=out.getvalue()).json()["id"]
+
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            frames = aiter_(stream)
+            await anext_(frames)
+            with pytest.raises(Refused, match="no uploaded image of this id"):
+                await stream.shot("blue", image="nothing")
+            applied = await stream.shot("blue", image=image)
+            while (frame := await anext_(frames)).number < applied.first_frame:
+                assert shows(frame, RED)
+            assert shows(frame, "blue")
+            before = stream.created
+            stream.cut()
+            while stream.created is before:
+                await anext_(frames)
+            assert stream.created is not None and stream.created.prompt == "blue"
 
     run(work())
 
@@ -302,36 +316,6 @@ def test_a_viewer_that_reads_nothing_costs_little_and_others_see_all(live: Live)
     run(work())
 
 
-@pytest.mark.parametrize(
-    "kills", [50, pytest.param(500, marks=pytest.mark.slow)], ids=["some", "many"]
-)
-def test_killed_clients_leave_nothing_behind(make_live: MakeLive, kills: int) -> None:
-    live = make_live(limits=Limits(lease_s=0.2), engine=FakeEngine(limit=64))
-
-    async def work(i: int) -> None:
-        async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
-            await say(ws, protocol.Create(event_id="c", prompt=RED))
-            for _ in range(i % 7):
-                await hear(ws)
-            raw = ws.transport.get_extra_info("socket")
-            raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
-            ws.transport.abort()
-
-    async def all_of_them() -> None:
-        for i in range(kills):
-            await work(i)
-
-    asyncio.run(all_of_them())
-    assert settled(live, 0)
-    for _ in range(50):
-        left = live.call(tasks())
-        if left <= 8:
-            break
-        time.sleep(0.1)
-    assert left <= 8
-    assert live.server.streams.viewers == 0
-
-
 def test_an_engine_error_is_told_and_the_stream_goes_on_or_ends(live: Live) -> None:
     async def work() -> None:
         async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
@@ -352,7 +336,7 @@ def test_draining_tells_a_token_that_opens_the_stream_again(make_live: MakeLive)
 
     async def first() -> tuple[str, int]:
         async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
-            await say(ws, protocol.Create(event_id="c", prompt=RED))
+            await say(ws, protocol.Create(event_id="c", prompt=RED, fps=12.0))
             token, last, drain = "", -1, None
             async for message in everything(ws):
                 if isinstance(message, protocol.Header):
@@ -370,6 +354,8 @@ def test_draining_tells_a_token_that_opens_the_stream_again(make_live: MakeLive)
     async def second() -> None:
         async with AsyncStream(again.url, resume=token, last_frame=last) as stream:
             frame = await anext_(aiter_(stream))
+            assert stream.created is not None
+            assert (stream.created.prompt, stream.created.fps) == (RED, 12.0)
             assert frame.number > last
             assert number_of(frame.pixels) == frame.number
             assert shows(frame, RED)
@@ -396,32 +382,6 @@ def aiter_(stream: AsyncStream) -> Any:
 async def anext_(frames: Any) -> Frame:
     frame: Frame = await frames.__anext__()
     return frame
-
-
-async def tasks() -> int:
-    return len(asyncio.all_tasks())
-
-
-async def say(ws: ClientConnection, message: protocol.ClientMessage) -> None:
-    await ws.send(protocol.encode(message))
-
-
-async def hear(ws: ClientConnection) -> protocol.ServerMessage | protocol.Header:
-    data = await ws.recv()
-    return protocol.unpack(data)[0] if isinstance(data, bytes) else protocol.decode_server(data)
-
-
-async def everything(
-    ws: ClientConnection,
-) -> AsyncIterator[protocol.ServerMessage | protocol.Header]:
-    """All that comes until the server closes; frames are acknowledged."""
-    with contextlib.suppress(ConnectionClosed):
-        while True:
-            message = await hear(ws)
-            if isinstance(message, protocol.Header):
-                with contextlib.suppress(ConnectionClosed):
-                    await say(ws, protocol.Ack(frame=message.frame))
-            yield message
 
 
 async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

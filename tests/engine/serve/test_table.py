@@ -162,6 +162,43 @@ def test_a_paused_stream_makes_nothing_and_is_not_late_afterwards() -> None:
     ]
 
 
+def test_frames_that_wait_to_be_shown_put_off_the_next_chunk() -> None:
+    world = World()
+    world.open("a", fps=12.0)
+    world.run(3.0)
+    chunk = world.of("a", ChunkMade)[-1]
+    world.table.shown("a", chunk.pts, world.now + 2.0)  # a viewer came back late, say
+    world.run(2.0)
+    assert world.of("a", ChunkMade)[-1] == chunk
+    world.run(1.0)
+    assert world.of("a", ChunkMade)[-1].chunk == chunk.chunk + 1
+    assert world.of("a", DeadlineMissed) == []
+    world.table.shown("gone", 0, 0.0)
+
+
+def test_a_session_that_is_fed_waits_for_frames_and_is_not_late_for_them() -> None:
+    world = World()
+    world.open("a", fps=12.0, strength=0.5)
+    frame = bytes([9]) * (128 * 128 * 3)
+    world.run(1.0)
+    assert not world.events["a"]
+    world.table.push("a", frame)
+    world.run(1.0)
+    assert len(world.of("a", ChunkMade)) == 1
+    world.table.push("a", frame * 11)
+    world.run(3.0)
+    assert len(world.of("a", ChunkMade)) == 1
+    world.table.push("a", frame)
+    world.run(1.0)
+    assert len(world.of("a", ChunkMade)) == 2
+    assert world.of("a", DeadlineMissed) == []
+    world.open("b")
+    with pytest.raises(InputError, match="takes no frames"):
+        world.table.push("b", frame)
+    with pytest.raises(Gone):
+        world.table.push("c", frame)
+
+
 def test_who_would_make_the_others_late_is_refused_and_told_when_to_ask_again() -> None:
     world = World(chunk_s=0.2, more_s=0.2)  # 12 frames at 16 a second: 0.27 of the time each
     for name in "abc":

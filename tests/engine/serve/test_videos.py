@@ -54,6 +54,23 @@ def test_a_clip_from_order_to_end(make_live: MakeLive) -> None:
     assert live.http.get(f"/v1/videos/{job['id']}").status_code == 404
 
 
+def test_the_openai_client_orders_waits_and_downloads(make_live: MakeLive) -> None:
+    openai = pytest.importorskip("openai")
+    live = make_live(engine=fast(), key="sesame sesame")
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="sesame sesame") as client:
+        ordered = client.videos.create(prompt=PROMPT, seconds="4", size="128x128", model="demo")
+        assert ordered.status in ("queued", "in_progress")
+        done = client.videos.poll(ordered.id, poll_interval_ms=20)
+        assert (done.status, done.progress, done.prompt) == ("completed", 100, PROMPT)
+        content = client.videos.download_content(done.id).read()
+        with av.open(io.BytesIO(content)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 64
+        assert [video.id for video in client.videos.list()] == [done.id]
+        assert client.videos.delete(done.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.videos.retrieve(done.id)
+
+
 def test_a_form_with_a_picture(make_live: MakeLive) -> None:
     live = make_live(engine=fast())
     out = io.BytesIO()
