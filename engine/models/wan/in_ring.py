@@ -2,8 +2,9 @@
 
 Each block's keys are normed, rotated by their frames' numbers in the stream and put into the ring
 by one kernel, and attention reads the ring as it lies: nothing is gathered, rotated again or
-concatenated. A pass may be over two chunks in a row, of which the second sees the first; so the
-pass that caches one chunk is one forward with the next chunk's first.
+concatenated. The launch that adds to the residual stream norms it for the layer behind. A pass may
+be over two chunks in a row, of which the second sees the first; so the pass that caches one chunk
+is one forward with the next chunk's first.
 
 Shapes: B batch, T latent frames, n tokens a frame, N = T n tokens, S slots, G chunks in a pass,
 R runs of slots, D hidden width, h heads, d head width; batch 1.
