@@ -91,8 +91,8 @@ def draw(
         for axis, side in ((1, height), (0, width))
     ]
     distance = squared[0].unsqueeze(2) + squared[1].unsqueeze(1)  # [F, H, W]
-    maps = torch.exp(distance / (-2 * _WIDTH**2)).nan_to_num(0.0)
-    return maps.unflatten(0, (latents, factor)).transpose(0, 1).unsqueeze(0).float()
+    maps = torch.exp(distance / (-2 * _WIDTH**2)).nan_to_num(0.0).float()
+    return maps.view(latents, factor, height, width).transpose(0, 1).unsqueeze(0)
 
 
 def frames_of(latents: int, factor: int, *, first: bool) -> int:
