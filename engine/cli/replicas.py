@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,8 @@ def check(options: argparse.Namespace) -> None:
 
 def app() -> ModuleType:
     """`serve.ray_app`, which takes seconds to import. Raises `ResourceError` without Ray."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default all else goes first
     try:
         from ..serve import ray_app
     except ModuleNotFoundError as error:

@@ -186,10 +186,12 @@ def build(settings: Settings, key: str | None = None) -> serve.Application:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
-    """Join the cluster of `RAY_ADDRESS`, or start one here that ends with the block. Ray's own
-    ports want its token."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    """Join the cluster of `RAY_ADDRESS`, or start one here that ends with the block. Whether Ray's
+    own ports want a token hangs on `RAY_AUTH_MODE` as it was when Ray was imported."""
     ours = "RAY_ADDRESS" not in os.environ
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # frames are due; Ray's own would let all pass
     ray.init(namespace=NAME, **_LOCAL if ours else {})
     try:
         yield

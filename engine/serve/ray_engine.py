@@ -40,8 +40,9 @@ from .watched import Watched
 from .worker_client import Busy, Gone, Rejected
 
 _T = TypeVar("_T")
-_OPEN_S = 20.0
-"""How long a session waits for a replica that takes it, at its opening and when it has to move."""
+_OPEN_S, _MOVE_S = 20.0, 300.0
+"""How long a session waits for a replica that takes it, at its opening and when it has to move: one
+more may have to be started."""
 _RETRY_S = 2.0
 _AGAIN_S = 0.5
 _BEAT_S, _SILENT_S = 2.0, 6.0
@@ -61,7 +62,7 @@ class RayEngine:
         self._heard = 0.0
         self._draining = False
         self._beat: asyncio.Task[None] | None = None
-        self._told: set[asyncio.Task[Any]] = set()
+        self._sending: set[asyncio.Task[Any]] = set()
         self.moves = 0
 
     async def start(self) -> ModelInfo:
@@ -93,8 +94,10 @@ class RayEngine:
             raise Busy("the server is going down", _RETRY_S)
         try:
             stream, placed = await asyncio.wait_for(self._place(spec), _OPEN_S)
-        except asyncio.TimeoutError:
-            raise Busy("no replica answers", _RETRY_S) from None
+        except LiveReelError:
+            raise
+        except Exception as error:
+            raise Busy("no replica answers", _RETRY_S) from error
         name, opened = secrets.token_hex(16), placed.opened
         end = None if spec.frames is None else opened.pts + spec.frames
         watched = Watched(spec, opened, None, end, opened.chunk, opened.pts, spec.snapshot)
@@ -124,13 +127,14 @@ class RayEngine:
         """As `EngineClient.control`; waits while the session moves."""
         found = self._find(session)
         watched = found.watched
+        if not isinstance(event, (Pause, Resume)):
+            watched.given[event.event_id] = event  # a snapshot that knows of it may come at once
         refusal = await self._reach(found, "control", event)
         if refusal is not None:
+            watched.given.pop(event.event_id, None)
             raise refusal.error if refusal.code == "gone" else Rejected(refusal.message)
         if isinstance(event, (Pause, Resume)):
             watched.paused = event.event_id if isinstance(event, Pause) else None
-        else:
-            watched.given[event.event_id] = event
 
     async def push(self, session: str, frames: bytes) -> None:
         """As `EngineClient.push`."""
@@ -195,10 +199,10 @@ class RayEngine:
         self._health = "down"
         for name in list(self._sessions):
             self._end(name, Ended(reason="closed"))
-        tasks = [*self._told, *([] if self._beat is None else [self._beat])]
         if self._beat is not None:
             self._beat.cancel()
-        await asyncio.wait(tasks, timeout=_RETRY_S) if tasks else None
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=_RETRY_S)
 
     # Replicas
 
@@ -253,7 +257,7 @@ class RayEngine:
             try:
                 while True:
                     item = asyncio.ensure_future(session.stream.__anext__())
-                    item.add_done_callback(_heard)
+                    item.add_done_callback(_let_go)
                     await asyncio.wait((item, left), return_when=asyncio.FIRST_COMPLETED)
                     if not item.done():
                         item.cancel()
@@ -287,7 +291,7 @@ class RayEngine:
             return
         spec = msgspec.structs.replace(watched.spec, snapshot=watched.snapshot, frames=frames)
         try:
-            stream, placed = await self._place_again(spec, now + _OPEN_S)
+            stream, placed = await self._place_again(spec, now + _MOVE_S)
         except Exception as error:
             self._give_up(name, str(error))
             return
@@ -354,11 +358,11 @@ class RayEngine:
                 await work
 
         task = asyncio.create_task(quietly())
-        self._told.add(task)
-        task.add_done_callback(self._told.discard)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
 
-def _heard(task: asyncio.Future[Item]) -> None:
+def _let_go(task: asyncio.Future[Item]) -> None:
     """Nobody may ask any more how it ended."""
     if not task.cancelled():
         task.exception()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from msgspec import Struct
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 AHEAD = 2
 """Chunks of a session on their way to who watches it."""
+_LOOK_S = 10.0
+"""How often it is looked whether a session that nobody takes chunks of is still there."""
 _SAVE_S = 2.0
 _SMALL = 1 << 20
 """Bytes of a snapshot that is taken every `_SAVE_S` at most; larger and smaller ones in proportion.
@@ -142,7 +144,9 @@ class Replica:
                     yield event
                     continue
                 self._chunks += 1
-                await room.acquire()
+                while not await _within(room.acquire(), _LOOK_S):
+                    if await self._ended(session):  # nobody listens any more, so it was idle
+                        return
                 if session not in self._room:  # closed meanwhile
                     return
                 yield ChunkReady(
@@ -159,6 +163,12 @@ class Replica:
         finally:
             self._room.pop(session, None)
             await self._engine.close(session)
+
+    async def _ended(self, session: str) -> bool:
+        sessions = (await self._engine.state()).sessions
+        return self._engine.health in ("ready", "busy") and session not in {
+            known.session for known in sessions
+        }
 
     # Of a session that was placed at the replica `name`
 
@@ -220,6 +230,15 @@ class Replica:
         if room is not None:
             room.release()
             await self._engine.close(session)
+
+
+async def _within(work: Awaitable[object], seconds: float) -> bool:
+    """Whether it is done by then."""
+    try:
+        await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        return False
+    return True
 
 
 _ELSEWHERE = Refusal(code="elsewhere", message="the session's replica is gone")

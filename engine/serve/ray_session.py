@@ -81,7 +81,7 @@ class RaySession:
         if item.event_id in watched.told or item.event_id == watched.hushed:
             watched.hushed = None
             return
-        if item.kind not in ("pause", "resume"):
-            watched.told.add(item.event_id)
+        if item.event_id in watched.given:
+            watched.took(item.event_id)
         frame = item.first_frame + self.frames_off
         watched.tell(replace(item, chunk=item.chunk + self.chunks_off, first_frame=frame))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
+import os
 import secrets
-import socket
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
+import httpx
+import psutil
 import pytest
 
+from livereel.engine.serve import run
 from livereel.engine.serve.client import Stream
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray[serve]"),
 ]
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
+KEY = "a key for tests"
 
 
 class Watcher(threading.Thread):
@@ -27,7 +35,7 @@ class Watcher(threading.Thread):
 
     def __init__(self, url: str, prompt: str) -> None:
         super().__init__(daemon=True)
-        self._stream = Stream(url, prompt, api_key="a key for tests")
+        self._stream = Stream(url, prompt, api_key=KEY)
         self._enough = threading.Event()
         self.frames: list[tuple[int, int]] = []
         """Each one's number, and how many it may stand for."""
@@ -37,7 +45,7 @@ class Watcher(threading.Thread):
             for frame in stream:
                 self.frames.append((frame.number, frame.span))
                 if self._enough.is_set():
-                    break
+                    stream.stop()
 
     def more(self, count: int) -> None:
         """Wait for so many frames more."""
@@ -47,7 +55,7 @@ class Watcher(threading.Thread):
 
     def stop(self) -> None:
         self._enough.set()
-        self.join(30)
+        self.join(PATIENCE_S)
 
     def check(self) -> None:
         """No number came twice, none is missing."""
@@ -64,89 +72,143 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def replicas() -> set[str]:
-    """The engines' actors."""
-    import ray
+CHILD = """
+import sys, threading, time
+from livereel.engine.cli import replicas
 
-    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in actors if "#Engines#" in actor["name"]}
+ray_app = replicas.app()
 
-
-def running() -> int:
+def watch():
     from ray import serve
+    while True:
+        engines = serve.status().applications["livereel"].deployments["Engines"]
+        print(engines.replica_states.get("RUNNING", 0), flush=True)
+        time.sleep(0.5)
 
-    engines = serve.status().applications["livereel"].deployments["Engines"]
-    return sum(n for state, n in engines.replica_states.items() if state == "RUNNING")
+settings = ray_app.Settings(
+    fake=(0.1, 0.02, 4), device="cpu", min_replicas=1, max_replicas=2, sessions_each=1,
+    cpus_each=0.1, upscale_delay_s=0, downscale_delay_s=5,
+)
+ready = threading.Thread(target=watch, daemon=True).start
+ray_app.run(settings, sys.argv[1], int(sys.argv[2]), ready)
+"""
+LITTLE = {
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # rather than a file in somebody's home
+    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(80 << 20),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A local Ray that takes little, kept to this process's cores, with the application on it."""
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        for name, value in {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-            "RAY_enable_worker_prestart": "0",
-            "RAY_prestart_worker_first_driver": "0",
-            "RAY_raylet_start_wait_time_s": "300",
-            "LIVEREEL_API_KEY": "a key for tests",
-        }.items():
-            patch.setenv(name, value)
-        import ray
-        from ray import serve
-        from ray.serve.config import HTTPOptions
+class Live:
+    """The application in a process, with a Ray of its own that takes little."""
 
-        from livereel.engine.serve import ray_app
-
-        probe.bind(("127.0.0.1", 0))
+    def __init__(self) -> None:
+        probe = run.bind("127.0.0.1", 0)
         port = probe.getsockname()[1]
         probe.close()
-        ray.init(
-            namespace="livereel", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            object_store_memory=80 << 20,
-        )  # fmt: skip
-        try:
-            serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
-            settings = ray_app.Settings(
-                fake=(0.1, 0.02, 4), device="cpu", min_replicas=1, max_replicas=2,
-                sessions_each=1, cpus_each=0.1, upscale_delay_s=0, downscale_delay_s=5,
-            )  # fmt: skip
-            serve.run(ray_app.build(settings), name="livereel", route_prefix="/")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+        self.url = f"http://127.0.0.1:{port}"
+        self.running = 0
+        """Replicas that Serve says are running."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, KEY, str(port)],
+            env={**os.environ, **LITTLE},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip().isdigit():
+                self.running = int(line)
+
+    def replicas(self) -> list[psutil.Process]:
+        """The engines' processes."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "ServeReplica:livereel:Engines" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def end(self) -> None:
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            process.kill()
+        self.process.kill()
+        self.process.wait()
 
 
-def test_replicas_come_with_sessions_and_these_go_on_when_one_dies_or_is_taken_away(
-    url: str,
-) -> None:
-    import httpx
-    import ray
+@pytest.fixture
+def live() -> Iterator[Live]:
+    started = Live()
+    wait(lambda: started.running > 0 or started.process.poll() is not None)
+    yield started
+    if started.process.poll() is None:
+        started.end()
 
-    assert httpx.get(f"{url}/readyz").status_code == 401
-    headers = {"Authorization": "Bearer a key for tests"}
-    assert httpx.get(f"{url}/readyz", headers=headers).json() == {"status": "ready"}
-    (first,) = replicas()
-    watchers = [Watcher(url, prompt) for prompt in ("red", "blue")]
+
+def test_replicas_come_and_go_with_sessions_and_these_go_on_when_one_dies(live: Live) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{live.url}/readyz").status_code == 401
+    assert httpx.get(f"{live.url}/readyz", headers=headers, timeout=60).status_code == 200
+    (first,) = live.replicas()
+    watchers = [Watcher(live.url, prompt) for prompt in ("red", "blue")]
     for watcher in watchers:
         watcher.start()
-    wait(lambda: running() == 2)  # more than one session each
-    late = Watcher(url, "green")  # goes where nobody is
-    late.start()
-    late.more(20)
+    wait(lambda: live.running == 2)  # there is more than a session each
+    watchers.append(Watcher(live.url, "green"))  # goes where nobody is
+    watchers[-1].start()
+    watchers[-1].more(20)
 
-    ray.kill(ray.get_actor(first, namespace="serve"))
-    for watcher in [*watchers, late]:
+    first.kill()
+    for watcher in watchers:
         watcher.more(60)
-    wait(lambda: running() == 2)  # Serve has another one made
+    wait(lambda: live.running == 2 and first.pid not in {p.pid for p in live.replicas()})
 
-    for watcher in (watchers[1], late):
+    for watcher in watchers[1:]:
         watcher.stop()
-    wait(lambda: running() == 1 and len(replicas()) == 1)
+    wait(lambda: live.running == 1 and len(live.replicas()) == 1)
     watchers[0].more(60)
-    watchers[0].stop()
-    for watcher in [*watchers, late]:
+
+    family = psutil.Process(live.process.pid).children(recursive=True)
+    live.process.send_signal(signal.SIGTERM)
+    assert live.process.wait(PATIENCE_S) == 0
+    wait(lambda: not any(process.is_running() for process in family))  # nothing stays behind
+    watchers[0].join(PATIENCE_S)
+    for watcher in watchers:
         watcher.check()
+
+
+BATCH = """
+from livereel.engine.batch import Order
+from livereel.engine.cli import replicas
+
+settings = replicas.app().Settings(
+    fake=(0.01, 0.01, 4), device="cpu", min_replicas=2, max_replicas=2, sessions_each=2,
+    cpus_each=0.1,
+)
+orders = [
+    Order(
+        line=i, prompt="red", seed=0, frames=10 * i, fps=16, width=128, height=128, steps=None
+    )
+    for i in range(1, 7)
+]
+made = dict.fromkeys(orders, 0)
+for order, got in replicas.app().make_clips(settings, orders):
+    made[order] += 0 if got is None else len(got)
+print(list(made.values()))
+"""
+
+
+def test_clips_are_made_on_replicas() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BATCH], env={**os.environ, **LITTLE}, stdout=subprocess.PIPE,
+        text=True, timeout=2 * PATIENCE_S, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[10, 20, 30, 40, 50, 60]"
