@@ -101,13 +101,13 @@ class Ranks:
         deadline: float | None = None
         while len(outcomes) < len(self._pipes):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            open_ = {
+            open_: dict[object, int] = {
                 what: rank
                 for rank, pair in enumerate(zip(self._pipes, self._processes, strict=True))
                 if rank not in outcomes
                 for what in (pair[0], pair[1].sentinel)
             }
-            ready = {open_[what] for what in wait(list(open_), left)}
+            ready = {open_[what] for what in wait(cast(Any, list(open_)), left)}
             if deadline is not None and not ready:
                 break
             for rank in ready:
@@ -196,7 +196,7 @@ def _work(rank: int, job: _Job, pipe: Connection[Any, Any]) -> None:
     try:
         with joined(
             torch.device(job.device), place=job.place, rank=rank, count=job.count
-        ) as group, contextlib.suppress(EOFError):  # fmt: skip
+        ) as group, contextlib.suppress(EOFError, OSError):  # fmt: skip
             while True:
                 function, args, kwargs = pipe.recv()
                 pipe.send(_outcome_of(rank, lambda: function(group, *args, **kwargs)))  # noqa: B023

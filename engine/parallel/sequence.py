@@ -34,7 +34,8 @@ class Ulysses:
     def own(self, x: Tensor, dim: int) -> Tensor:
         """See `TokenShare`. Raises `InputError` where there are fewer tokens than ranks."""
         parts = self._parts(x.shape[dim], "tokens in a frame")
-        return x.split(parts, dim)[self.group.rank].contiguous()
+        mine: Tensor = x.split(parts, dim)[self.group.rank]
+        return mine.contiguous()
 
     def whole(self, x: Tensor, dim: int, tokens: int) -> Tensor:
         """See `TokenShare`."""
