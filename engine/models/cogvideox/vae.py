@@ -17,6 +17,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...layers.causal_conv import CacheTape, ConvCaches, newest
+from ...layers.beside import group_norm, with_rows
+from ...layers.causal_conv import CacheTape, ConvCaches, convolve_late, newest
 from ...layers.chunks import cut
 from ...layers.module_list import module_list
 from ...layers.per_frame import per_frame
@@ -51,6 +53,11 @@ class CausalConv(nn.Module):
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         """Convolve `x` `[B, C, T, H, W]` after what the tape holds of its past; T stays."""
+        return with_rows(partial(self._convolved, tape=tape), x, tape.beside)
+
+    def _convolved(self, x: Tensor, tape: CacheTape) -> Tensor:
+        if tape.neighbor is not None:
+            return convolve_late(self.conv, x, tape.neighbor, self.history)
         past = tape.take()
         if past is None:
             past = x[:, :, :1].expand(-1, -1, self.history, -1, -1)
@@ -66,9 +73,9 @@ class GroupNormSiLU(nn.GroupNorm):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(groups, channels, eps=EPS)
 
-    def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, latents: Tensor | None, tape: CacheTape) -> Tensor:
         """`[B, C, T, H, W]` to the same shape; no latents are looked at."""
-        return F.silu(super().forward(x), inplace=True)
+        return F.silu(group_norm(x, self, tape.beside), inplace=True)
 
 
 def spread(y: Tensor, gain: Tensor, bias: Tensor) -> None:
@@ -96,10 +103,10 @@ class SpatialNormSiLU(nn.Module):
         self.conv_y = CausalConv(latent_channels, channels, 1)
         self.conv_b = CausalConv(latent_channels, channels, 1)
 
-    def forward(self, x: Tensor, latents: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, latents: Tensor | None, tape: CacheTape) -> Tensor:
         """`x` `[B, C, T, H, W]` under the decoder's input."""
         assert latents is not None
-        y: Tensor = self.norm_layer(x)
+        y = group_norm(x, self.norm_layer, tape.beside)
         gain, bias = self.conv_y.conv(latents), self.conv_b.conv(latents)
         # A chunk's first frame stands alone where the chunk has an odd number of them.
         lone = x.shape[2] % 2 if x.shape[2] > 1 else 0
@@ -136,8 +143,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def step(self, x: Tensor, latents: Tensor | None, tape: CacheTape) -> Tensor:
-        y = self.conv1.step(self.norm1(x, latents), tape)
-        y = self.conv2.step(self.norm2(y, latents), tape)
+        y = self.conv1.step(self.norm1.step(x, latents, tape), tape)
+        y = self.conv2.step(self.norm2.step(y, latents, tape), tape)
         shortcut: Tensor = self.conv_shortcut(x)
         return y + shortcut
 
@@ -150,11 +157,15 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, stride=2)
         self.time = time
 
-    def step(self, x: Tensor, *, first: bool) -> Tensor:
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         if self.time:
-            lone, rest = x[:, :, : int(first)], x[:, :, int(first) :]
+            lone, rest = x[:, :, : int(tape.first)], x[:, :, int(tape.first) :]
             x = torch.cat([lone, (rest[:, :, ::2] + rest[:, :, 1::2]) / 2], dim=2)
-        return per_frame(lambda frames: self.conv(F.pad(frames, (0, 1, 0, 1))), x)
+        return with_rows(partial(per_frame, self._halved), x, tape.beside, above=0)
+
+    def _halved(self, frames: Tensor) -> Tensor:
+        y: Tensor = self.conv(F.pad(frames, (0, 1, 0, 1)))
+        return y
 
 
 class Upsample(nn.Module):
@@ -168,9 +179,9 @@ class Upsample(nn.Module):
         self.conv = Upsample2xConv(dim, dim)
         self.time = time
 
-    def step(self, x: Tensor, *, first: bool) -> Tensor:
-        x = per_frame(self.conv, x)
-        return repeated(x, first=first) if self.time else x
+    def step(self, x: Tensor, tape: CacheTape) -> Tensor:
+        x = with_rows(partial(per_frame, self.conv), x, tape.beside, scale=2)
+        return repeated(x, first=tape.first) if self.time else x
 
 
 def repeated(x: Tensor, *, first: bool, dim: int = 2) -> Tensor:
@@ -241,10 +252,10 @@ class Encoder(nn.Module):
             for block in level.resnets:
                 x = block.step(x, None, tape)
             for down in level.downsamplers:
-                x = down.step(x, first=tape.first)
+                x = down.step(x, tape)
         for block in self.mid_block.resnets:
             x = block.step(x, None, tape)
-        return self.conv_out.step(self.norm_out(x), tape)
+        return self.conv_out.step(self.norm_out.step(x, None, tape), tape)
 
 
 class Decoder(nn.Module):
@@ -276,12 +287,15 @@ class Decoder(nn.Module):
             for block in level.resnets:
                 x = block.step(x, latents, tape)
             for up in level.upsamplers:
-                x = up.step(x, first=tape.first)
-        return self.conv_out.step(self.norm_out(x, latents), tape)
+                x = up.step(x, tape)
+        return self.conv_out.step(self.norm_out.step(x, latents, tape), tape)
 
 
 class CogVideoXVAE(nn.Module):
     """Encoder and decoder, whole or chunk by chunk."""
+
+    cache_time = 2
+    """The dim of a cache that counts frames."""
 
     def __init__(self, config: CogVideoXVAEConfig) -> None:
         super().__init__()
@@ -350,6 +364,11 @@ class CogVideoXVAE(nn.Module):
         moments, caches = self.moments(frames, caches)
         return moments[:, : self.channels], caches
 
+    def encode_step(self, frames: Tensor, tape: CacheTape) -> Tensor:
+        """`encode` of one chunk, with the caches on a tape of the caller's."""
+        self.check_frames(frames, first=tape.first)
+        return self.encoder.step(frames, tape)[:, : self.channels]
+
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
@@ -361,6 +380,11 @@ class CogVideoXVAE(nn.Module):
         self.check_latents(latents)
         frames, caches = in_chunks(self.decoder.step, latents, CHUNK, caches)
         return frames.clamp(-1.0, 1.0), caches
+
+    def decode_step(self, latents: Tensor, tape: CacheTape) -> Tensor:
+        """`decode` of one chunk, with the caches on a tape of the caller's."""
+        self.check_latents(latents)
+        return self.decoder.step(latents, tape).clamp(-1.0, 1.0)
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise `InputError` as `decode` does."""

@@ -10,7 +10,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space; activat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
@@ -20,11 +20,15 @@ from livereel.kernels.causal_conv3d import add_gutter, causal_conv3d
 from livereel.kernels.rms_norm_silu import rms_norm_silu
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
 
-from ...layers.causal_conv import CacheTape, ConvCaches
+from ...layers.causal_conv import CacheTape, ConvCaches, Neighbor, edge_frames
 from . import vae
 
 if TYPE_CHECKING:
     from ...layers.norm import ChannelRMSNorm
+
+
+Launched = tuple[Tensor, Tensor, Tensor]
+"""What a convolution's launch gives: its result, that normed, and the next cache."""
 
 
 class Flow(NamedTuple):
@@ -65,12 +69,40 @@ class Conv:
         residual: Tensor | None = None, frames_out: int = 1, keep: bool = True,
     ) -> Flow:  # fmt: skip
         """After its past on the tape; `keep` False leaves out the result before the norm."""
-        y, normed, kept = causal_conv3d(
-            x, tape.take(), self.weight, self.bias, residual, gain, frames_out=frames_out,
-            gutter=True, keep_y=keep,
-        )  # fmt: skip
+
+        def launch(x: Tensor, past: Tensor | None, residual: Tensor | None) -> Launched:
+            result: Launched = causal_conv3d(
+                x, past, self.weight, self.bias, residual, gain, frames_out=frames_out,
+                gutter=True, keep_y=keep,
+            )  # fmt: skip
+            return result
+
+        if tape.neighbor is not None:
+            history = self.weight.shape[2] - 1
+            return launch_late(launch, x, residual, tape.neighbor, history, frames_out=frames_out)
+        y, normed, kept = launch(x, tape.take(), residual)
         tape.put(kept)
         return Flow(y, normed)
+
+
+def launch_late(
+    launch: Callable[[Tensor, Tensor, Tensor | None], Launched], x: Tensor,
+    residual: Tensor | None, neighbor: Neighbor, history: int, *, stride: int = 1,
+    frames_out: int = 1,
+) -> Flow:  # fmt: skip
+    """Launch a convolution whose past is still on its way: first on what does not see it, whose
+    past is in `x` itself, then on the `edge_frames`, whose cache is what the neighbor sent."""
+    past = neighbor.swap(x, history)
+    edge = edge_frames(history, stride)
+    edge_out = edge // stride * frames_out
+    parts = []
+    if x.shape[1] > edge:
+        behind = None if residual is None else residual[:, edge_out:].contiguous()
+        parts.append(launch(x[:, edge:], x[:, edge - history : edge], behind))
+    before = None if residual is None else residual[:, :edge_out].contiguous()
+    parts.append(launch(x[:, :edge], past(), before))
+    y, normed, _ = zip(*reversed(parts), strict=True)
+    return Flow(*(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in (y, normed)))
 
 
 class EndConv:
@@ -124,19 +156,28 @@ class Down:
         x = self.space.plain(flow.x, stride=2)
         if self.time is None:
             return normed(x, gain)
+        if tape.neighbor is not None:
+            return launch_late(
+                lambda x, past, _: self._halved(x, past, gain), x, None, tape.neighbor, 1, stride=2
+            )
         past = tape.take()
         tape.put(x[:, -1:].clone())
         lone, past, x = (x[:, :1], x[:, :1], x[:, 1:]) if past is None else (None, past, x)
         if x.shape[1]:
-            y, after, _ = causal_conv3d(
-                x, past, self.time.weight, self.time.bias, gain=gain, stride_t=2, gutter=True
-            )
+            y, after, _ = self._halved(x, past, gain)
             if lone is None:
                 return Flow(y, after)
             x = torch.cat([lone, y], dim=1)
         else:
             x = past
         return normed(x, gain)
+
+    def _halved(self, x: Tensor, past: Tensor, gain: Tensor | None) -> Launched:
+        assert self.time is not None
+        result: Launched = causal_conv3d(
+            x, past, self.time.weight, self.time.bias, gain=gain, stride_t=2, gutter=True
+        )
+        return result
 
 
 class Up:
@@ -246,6 +287,8 @@ def mid_layers(block: vae.MidBlock) -> list[Layer]:
 class FusedVAE:
     """A Wan VAE whose `encode` and `decode` are those of `model`, to rounding."""
 
+    cache_time = 1
+
     def __init__(self, model: vae.WanVAE) -> None:
         self.model = model
         self.channels = model.channels
@@ -270,16 +313,24 @@ class FusedVAE:
     def encode(self, frames: Tensor, caches: ConvCaches | None = None) -> tuple[Tensor, ConvCaches]:
         """As `WanVAE.encode`."""
         tape = CacheTape(caches)
-        x = with_gutter(self.model.patches(frames, first=caches is None))
+        return self.encode_step(frames, tape), tape.caches()
+
+    def encode_step(self, frames: Tensor, tape: CacheTape) -> Tensor:
+        """As `WanVAE.encode_step`."""
+        x = with_gutter(self.model.patches(frames, first=tape.first))
         moments = without_gutter(self._quant.plain(run(self._encoder, begin(x), tape)))
-        return moments[:, : self.channels], tape.caches()
+        return moments[:, : self.channels]
 
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
         """As `WanVAE.decode`."""
-        self.model.check_latents(latents)
         tape = CacheTape(caches)
+        return self.decode_step(latents, tape), tape.caches()
+
+    def decode_step(self, latents: Tensor, tape: CacheTape) -> Tensor:
+        """As `WanVAE.decode_step`."""
+        self.model.check_latents(latents)
         x = self._post_quant.plain(with_gutter(latents))
         x = run(self._decoder, begin(x), tape)
-        return self.model.pixels(without_gutter(x)), tape.caches()
+        return self.model.pixels(without_gutter(x))

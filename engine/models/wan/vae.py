@@ -15,7 +15,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...layers.causal_conv import CacheTape, CausalConv3d, ConvCaches, newest, with_past
+from ...layers.beside import Beside, with_rows
+from ...layers.causal_conv import (
+    CacheTape,
+    CausalConv3d,
+    ConvCaches,
+    convolve_late,
+    newest,
+    with_past,
+)
 from ...layers.module_list import module_list
 from ...layers.norm import ChannelRMSNorm
 from ...layers.norm_silu import norm_silu_with_past
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
 
 def normed_step(conv: CausalConv3d, norm: ChannelRMSNorm, x: Tensor, tape: CacheTape) -> Tensor:
     """Norm, SiLU, and the convolution of that after its past."""
+    if tape.neighbor is not None or tape.beside is not None:
+        return conv.step(norm_silu_with_past(x, norm, None, 0), tape)
     x = norm_silu_with_past(x, norm, tape.take(), conv.history)
     return conv.after_past(x, tape)
 
@@ -71,13 +81,15 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + per_frame(self._attend, x)
+    def forward(self, x: Tensor, beside: Beside | None = None) -> Tensor:
+        return x + per_frame(partial(self._attend, beside=beside), x)
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, beside: Beside | None) -> Tensor:
         b, c, h, w = x.shape
         qkv = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)
-        y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
+        q, kv = qkv.split([c, 2 * c], dim=-1)
+        kv = kv if beside is None else beside.gather(kv, dim=2)
+        y = F.scaled_dot_product_attention(q, *kv.chunk(2, dim=-1))
         y = y.squeeze(1).transpose(1, 2).reshape(b, c, h, w)
         out: Tensor = self.proj(y)
         return out
@@ -94,7 +106,7 @@ class MidBlock(nn.Module):
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         before, after = self.resnets
         x = before.step(x, tape)
-        x = self.attentions[0](x)
+        x = self.attentions[0](x, tape.beside)
         return after.step(x, tape)
 
 
@@ -107,9 +119,11 @@ class Downsample(nn.Module):
         self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
-        x = per_frame(self.resample, x)
+        x = with_rows(partial(per_frame, self.resample), x, tape.beside, above=0)
         if self.time_conv is None:
             return x
+        if tape.neighbor is not None:
+            return convolve_late(self.time_conv, x, tape.neighbor, history=1, stride=2)
         past = tape.take()
         tape.put(newest(x, 1))
         if past is not None:
@@ -131,20 +145,17 @@ class Upsample(nn.Module):
     def step(self, x: Tensor, tape: CacheTape) -> Tensor:
         if self.time_conv is not None:
             x = self._double_frames(x, self.time_conv, tape)
-        return per_frame(self.resample, x)
+        return with_rows(partial(per_frame, self.resample), x, tape.beside, scale=2)
 
     @staticmethod
     def _double_frames(x: Tensor, conv: CausalConv3d, tape: CacheTape) -> Tensor:
-        past = tape.take()
         # The stream's first frame neither doubles nor enters the history of those behind it.
-        lone, x = (x[:, :, :1], x[:, :, 1:]) if past is None else (None, x)
-        x = with_past(x, past, conv.history)
-        tape.put(newest(x, conv.history))
-        if x.shape[2] == conv.history and lone is not None:
+        lone, x = (x[:, :, :1], x[:, :, 1:]) if tape.first else (None, x)
+        if lone is not None and x.shape[2] == 0:
+            tape.put(with_past(x, tape.take(), conv.history))
             return lone
         # The channels' halves are the two frames; channels stay last in memory.
-        b, _, t, h, w = x.shape
-        y = conv(x).permute(0, 2, 3, 4, 1).reshape(b, t - conv.history, h, w, 2, -1)
+        y = conv.step(x, tape).permute(0, 2, 3, 4, 1).unflatten(4, (2, -1))
         y = y.permute(0, 1, 4, 2, 3, 5).flatten(1, 2).permute(0, 4, 1, 2, 3)
         return y if lone is None else torch.cat([lone, y], dim=2)
 
@@ -305,6 +316,9 @@ def unfold(x: Tensor, patch: int) -> Tensor:
 class WanVAE(nn.Module):
     """Encoder and decoder, whole or chunk by chunk."""
 
+    cache_time = 2
+    """The dim of a cache that counts frames."""
+
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         self.config = config
@@ -354,8 +368,13 @@ class WanVAE(nn.Module):
     ) -> tuple[Tensor, ConvCaches]:
         """Encode to `[B, 2 z_dim, T, h, w]`: mean and log-variance. Arguments as in `encode`."""
         tape = CacheTape(caches)
-        x = self.patches(frames, first=caches is None)
-        return self.quant_conv(self.encoder.step(x, tape)), tape.caches()
+        return self._moments(frames, tape), tape.caches()
+
+    def _moments(self, frames: Tensor, tape: CacheTape) -> Tensor:
+        moments: Tensor = self.quant_conv(
+            self.encoder.step(self.patches(frames, first=tape.first), tape)
+        )
+        return moments
 
     def patches(self, frames: Tensor, *, first: bool) -> Tensor:
         """What the encoder's first layer takes, at a stream's start or later.
@@ -382,8 +401,12 @@ class WanVAE(nn.Module):
         H and W should be multiples of `config.spatial_factor`. Latents are not normalized.
         Raises `InputError` for another number of frames, or for what are no frames.
         """
-        moments, caches = self.moments(frames, caches)
-        return moments[:, : self.config.z_dim], caches
+        tape = CacheTape(caches)
+        return self.encode_step(frames, tape), tape.caches()
+
+    def encode_step(self, frames: Tensor, tape: CacheTape) -> Tensor:
+        """`encode`, with the caches on a tape of the caller's."""
+        return self._moments(frames, tape)[:, : self.config.z_dim]
 
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
@@ -393,9 +416,13 @@ class WanVAE(nn.Module):
         At a stream's start F is 1 + 4 (T - 1); later it is 4 T. Raises `InputError` when the
         latents' channels are not `z_dim`.
         """
-        self.check_latents(latents)
         tape = CacheTape(caches)
-        return self.pixels(self.decoder.step(self.post_quant_conv(latents), tape)), tape.caches()
+        return self.decode_step(latents, tape), tape.caches()
+
+    def decode_step(self, latents: Tensor, tape: CacheTape) -> Tensor:
+        """`decode`, with the caches on a tape of the caller's."""
+        self.check_latents(latents)
+        return self.pixels(self.decoder.step(self.post_quant_conv(latents), tape))
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise `InputError` as `decode` does."""
