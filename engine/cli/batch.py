@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import memory
-from ..batch import MAX_STEPS, Journal, Order, Rules, Step, make_clips, read_orders, write_clips
+from ..batch import Journal, make_clips, write_clips
 from ..errors import InputError, ResourceError
+from ..orders import MAX_STEPS, Order, Rules, Step, read_orders
 from ..package import fingerprint, read_manifest
 from . import arguments, replicas
 from .progress import Progress

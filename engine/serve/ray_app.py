@@ -40,7 +40,7 @@ from .security import Guard
 from .worker import Setup
 
 if TYPE_CHECKING:
-    from ..batch import Order, Step
+    from ..orders import Order, Step
 
 NAME = "livereel"
 KEY = "LIVEREEL_API_KEY"

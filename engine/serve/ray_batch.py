@@ -14,7 +14,7 @@ from .messages import ChunkReady, Ended, Failed, Spec
 from .worker_client import Busy
 
 if TYPE_CHECKING:
-    from ..batch import Order, Step
+    from ..orders import Order, Step
     from .worker_client import EngineClient
 
 

@@ -98,7 +98,12 @@ LITTLE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
+    # and patience, where the machine has other things to do
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_gcs_server_request_timeout_seconds": "300",
+    "RAY_health_check_failure_threshold": "100",
     "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "600",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
@@ -186,7 +191,7 @@ def test_replicas_come_and_go_with_sessions_and_these_go_on_when_one_dies(live: 
 
 
 BATCH = """
-from livereel.engine.batch import Order
+from livereel.engine.orders import Order
 from livereel.engine.cli import replicas
 
 settings = replicas.app().Settings(

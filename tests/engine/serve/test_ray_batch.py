@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from livereel.engine.batch import Order
+from livereel.engine.orders import Order
 from livereel.engine.serve.fake import FakeEngine, number_of
 from livereel.engine.serve.ray_batch import clips_of
 
