@@ -137,7 +137,7 @@ bench: $(VENV)/.installed-dev
 
 # Whether the demo's stream has lost more than 30 % of its lead over a plain loop in the same run.
 # What ran in another dtype or on another road than the committed result is not compared.
-RATIOS := benchmarks/results/ratios-cpu.json
+RATIOS := benchmarks/results/demo-cpu-stream.json
 
 bench-check: $(VENV)/.installed-dev
 	@mkdir -p $(BUILD)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from livereel.engine.errors import InputError
 from livereel.engine.layers.layout import channels_last
 
-from .contender import Contents
+from .report import Contents
 
 if TYPE_CHECKING:
     from livereel.engine.types import Frames

@@ -31,7 +31,7 @@ from livereel.engine.runners.watch import STAGES, Watch
 from livereel.engine.sampling import schedule
 
 from .baseline_diffusers import dit_of, part
-from .contender import Contents
+from .report import Contents
 
 if TYPE_CHECKING:
     from livereel.engine.types import Frames
@@ -89,7 +89,8 @@ class CachedAttention:
             cache.k[:, cache.used : end] = _rotate(k, rotary)
             cache.v[:, cache.used : end] = v
             q, k, v = _rotate(q, rotary), cache.k[:, :end], cache.v[:, :end]
-        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v)
         result: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return result
 

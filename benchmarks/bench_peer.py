@@ -28,7 +28,7 @@ from livereel.engine import machine
 
 from . import harness
 from .harness import Case, Environment, Spread
-from .report import Goal, Section, to_json
+from .report import Contents, Goal, Section, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("livereel", "torch", "diffusers", "transformers", "numpy")
 REPO = Path(__file__).resolve().parents[1]
+_DECODED = Contents(passes=0, cache_pass=False, vae="full", conversion=False)
 MIN_PSNR = 30.0  # dB between our frames and the peer's in fp32; bf16 alone costs some
 
 
@@ -100,6 +101,7 @@ def decode(bench: Bench) -> Section:
         lambda: int(engine.decode(latents).shape[2]),
         peer,
         lambda peer: lambda: int(peer.decode(latents).shape[2]),
+        inside=(_DECODED, _DECODED),
         goals=(4.0, 1.8),
         notes=[f"same frames as diffusers in fp32 to {agreement:.1f} dB"],
     )
@@ -115,6 +117,8 @@ def stream(bench: Bench) -> Section:
     engine, peer = Engine.load(bench.model), Peer(bench.folder, stream)
     video = engine.generate(bench.prompt, seconds=bench.seconds, seed=bench.seed)
     passes = max(stats.passes for stats in video.stats)
+    forwards = 2 if stream.guidance_scale > 1 else 1
+    least = passes // forwards * forwards
     frames = bench.clip_frames(stream.fps)
     return compare(
         bench,
@@ -125,6 +129,10 @@ def stream(bench: Bench) -> Section:
         peer,
         lambda peer: (
             lambda: len(peer.clip(bench.prompt, frames=frames, passes=passes, seed=bench.seed))
+        ),
+        inside=(
+            Contents(passes=passes, cache_pass=True, vae="full", text=True),
+            Contents(passes=least, cache_pass=False, vae="full", text=True),
         ),
         goals=(3.0, 1.5),
     )
@@ -138,6 +146,7 @@ def compare(
     peer: Peer,
     job: Job,
     *,
+    inside: tuple[Contents, Contents],
     goals: Sequence[float],
     notes: Sequence[str] = (),
 ) -> Section:
@@ -150,7 +159,9 @@ def compare(
         Case(name="diffusers, best", settings=str(best.setting), run=job(best)),
     ]
     timings = harness.measure(cases, rounds=bench.rounds, warmup=bench.warmup, clock=bench.clock)
-    return Section.compare(title, timings, goals=goals, notes=[*notes, *tried])
+    own, theirs = map(str, inside)
+    contents = {t.name: own if t is timings[0] else theirs for t in timings}
+    return Section.compare(title, timings, goals=goals, notes=[*notes, *tried], contents=contents)
 
 
 def find_best(bench: Bench, defaults: Peer, job: Job) -> tuple[Peer, list[str]]:

@@ -101,7 +101,7 @@ def measure(
         for _ in range(contender.until_steady):
             contender.turn()
         if before is not None:
-            gigabytes = (torch.cuda.max_memoryreserved(subject.runner.device) - before) / 1e9
+            gigabytes = (torch.cuda.max_memory_reserved(subject.runner.device) - before) / 1e9
             name = f"{contender.name}: memory beside the weights that are shared, GB"
             figures[name] = Spread.of([gigabytes])
         contenders.append(contender)
@@ -189,4 +189,5 @@ def reserved(subject: Subject) -> int | None:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memoryreserved(device)
+    held: int = torch.cuda.memory_reserved(device)
+    return held

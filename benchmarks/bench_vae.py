@@ -24,9 +24,8 @@ from livereel.engine.layers.layout import channels_last
 from . import harness
 from .baseline_diffusers import latents_like, own_weights, part
 from .bench_stream import decoder_work, reserved
-from .contender import Contents
 from .harness import Case, Spread
-from .report import Section
+from .report import Contents, Section
 
 if TYPE_CHECKING:
     from .ceilings import Ceilings

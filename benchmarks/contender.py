@@ -1,14 +1,15 @@
-"""Who takes part in a stream's measurement, and what is in a figure of theirs."""
+"""Who takes part in a stream's measurement."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from livereel.engine.runners.watch import STAGES
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.session import Session
+
+from .report import Contents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,39 +17,18 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What is in a figure, and thereby what is not. `passes` are forwards of the DiT for each
-    frame, that which writes the cache among them; `vae` is "full", "tiny" or "none"."""
-
-    passes: int
-    cache_pass: bool
-    vae: str
-    text: bool = False
-    conversion: bool = True
-    encode: bool = False
-
-    def __str__(self) -> str:
-        """`5 passes, the cache pass among them, full VAE, conversion; not text, encode`."""
-        own = ", the cache pass among them" if self.cache_pass else ""
-        parts = {"text": self.text, "conversion": self.conversion, "encode": self.encode}
-        inside = [f"{self.passes} passes{own}"] if self.passes else []
-        inside += [f"{self.vae} VAE"] if self.vae != "none" else []
-        inside += [name for name, there in parts.items() if there]
-        outside = ["cache pass"] if self.passes and not self.cache_pass else []
-        outside += [name for name, there in parts.items() if not there]
-        said = ", ".join(inside) or "nothing"
-        return f"{said}; not {', '.join(outside)}" if outside else said
-
-
 class Contender(Protocol):
     """A way to make the subject's frames. A turn's frames are bytes on the host when it ends."""
 
-    name: str
-    settings: str
-    contents: Contents
-    stages: Mapping[str, Sequence[float]]
-    """Seconds of each turn since `open`, by stage, where they are known."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> str: ...
+    @property
+    def contents(self) -> Contents: ...
+    @property
+    def stages(self) -> Mapping[str, Sequence[float]]:
+        """Seconds of each turn since `open`, by stage, where they are known."""
 
     @property
     def until_steady(self) -> int:

@@ -46,7 +46,7 @@ class Spread:
 
     def __str__(self) -> str:
         """`4.27 [4.20, 4.31]`, with three digits that matter."""
-        return f"{_digits(self.median)} [{_digits(self.low)}, {_digits(self.high)}]"
+        return f"{digits(self.median)} [{digits(self.low)}, {digits(self.high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +264,7 @@ def _commit(repo: Path) -> str:
         return "unknown"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three significant digits, never in powers of ten."""
     if value == 0:
         return "0"

@@ -14,6 +14,7 @@ from livereel.engine.errors import InputError
 
 from . import plots
 from .compare import RATE, read
+from .harness import digits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .report import Section
 
 _MOST_FILES = 1000
-_ROW, _LABEL, _BAR, _VALUE = 26, 400, 320, 200
+_ROW, _LABEL, _BAR, _VALUE = 26, 340, 360, 200
 """Pixels: a row's height, and the widths of its name, of the longest bar, and of its figures."""
 _LEGEND = (
     "Figures are medians with their quartiles, of rounds in which the contenders took turns or of "
@@ -158,7 +159,7 @@ def markdown(results: Mapping[str, Result], others: Sequence[str]) -> str:
 
 
 def _spent_by(who: str, stages: Mapping[str, float]) -> str:
-    each = ", ".join(f"{stage} {1000 * seconds:.3g}" for stage, seconds in stages.items())
+    each = ", ".join(f"{stage} {digits(1000 * seconds)}" for stage, seconds in stages.items())
     return f"{who}, ms of a chunk by stage: {each}"
 
 
@@ -238,20 +239,24 @@ def _bars(unit: str, rows: Sequence[Row]) -> str:
     def at(value: float) -> str:
         return f"{_LABEL + _BAR * value / longest:.1f}"
 
-    for i, row in enumerate(rows):
-        top, middle = i * _ROW, i * _ROW + _ROW // 2
+    top = 0
+    for row in rows:
+        middle = top + _ROW // 2
         width = f"{_BAR * row.spread.median / longest:.1f}"
-        settings = f" <tspan class='dim'>{escape(row.settings)}</tspan>" if row.settings else ""
         marks += [
-            f'<text x="0" y="{middle + 5}">{escape(row.name)}{settings}</text>',
+            f'<text x="0" y="{middle + 5}">{escape(row.name)}</text>',
             f'<rect x="{_LABEL}" y="{top + 5}" width="{width}" height="{_ROW - 10}"/>',
             f'<line x1="{at(row.spread.low)}" x2="{at(row.spread.high)}" '
             f'y1="{middle}" y2="{middle}"/>',
             *(f'<circle cx="{at(value)}" cy="{middle}" r="2.5"/>' for value in row.rounds),
             f'<text x="{_LABEL + _BAR + 14}" y="{middle + 5}">{escape(str(row.spread))}</text>',
         ]
-    height, width = _ROW * len(rows), str(_LABEL + _BAR + _VALUE)
+        top += _ROW
+        if row.settings:
+            marks.append(f'<text x="0" y="{top + 8}" class="dim">{escape(row.settings)}</text>')
+            top += _ROW - 6
+    width = str(_LABEL + _BAR + _VALUE)
     return (
-        f'<svg role="img" aria-label="{escape(unit)}" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}">\n' + "\n".join(marks) + "\n</svg>"
+        f'<svg role="img" aria-label="{escape(unit)}" width="{width}" height="{top}" '
+        f'viewBox="0 0 {width} {top}">\n' + "\n".join(marks) + "\n</svg>"
     )

@@ -10,10 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from .harness import digits
+
 WIDTH = 900
 COLORS = 6
 _LEFT, _RIGHT, _LABEL = 70, 20, 190
 _BINS = 90
+_ROUND = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
 
 
 def lines(
@@ -83,7 +86,9 @@ def stacked(rows: Mapping[str, Mapping[str, float]], *, unit: str) -> str:
                     f'height="{bar}"><title>{escape(part)}: {row[part]:.4g} {unit}</title></rect>'
                 )
             x += width
-        marks.append(_text(x + 8, y + 17, f"{sum(row.values()):.3g} {unit}", "", anchor="start"))
+        marks.append(
+            _text(x + 8, y + 17, f"{digits(sum(row.values()))} {unit}", "", anchor="start")
+        )
         y += bar + gap
     return _svg(f"{unit} by part", y, marks)
 
@@ -93,7 +98,7 @@ def histograms(rows: Mapping[str, Sequence[float]], *, unit: str) -> str:
     median and the 99th percentile."""
     left, tall, gap = _LABEL, 46, 26
     most = _nice(max(max(values) for values in rows.values()))
-    across = WIDTH - left - 110
+    across = WIDTH - left - 150
     marks, y = [], 8.0
     for i, (name, values) in enumerate(rows.items()):
         bins = [0] * _BINS
@@ -114,20 +119,20 @@ def histograms(rows: Mapping[str, Sequence[float]], *, unit: str) -> str:
         for value in (middle, late):
             x = left + value / most * across
             marks.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 4:.1f}" y2="{base:.1f}"/>')
-        said = f"{middle:.3g}, {late:.3g} {unit}"
+        said = f"{digits(middle)}, {digits(late)} {unit}"
         marks.append(_text(left + across + 8, base - 8, said, "", anchor="start"))
         y = base + gap
     for i in range(5):
         value = most * i / 4
-        marks.append(_text(left + value / most * across, y - 6, f"{value:g}", "dim"))
-    marks.append(_text(left + across + 8, y - 6, unit, "dim", anchor="start"))
+        said = f"{value:g} {unit}" if i == 4 else f"{value:g}"
+        marks.append(_text(left + value / most * across, y - 6, said, "dim"))
     return _svg(f"histograms in {unit}", y + 6, marks)
 
 
 def roofline(points: Mapping[str, tuple[float, float]], *, flops: float, moved: float) -> str:
     """Points (FLOPs a byte, FLOPs a second) under the roof that a chip's measured products and
     copies make."""
-    height, top, bottom = 300, 20, 50
+    height, top, bottom, side = 300, 20, 50, 100
     ridge = flops / moved
     xs = [x for x, _ in points.values()] + [ridge]
     ys = [y for _, y in points.values()] + [flops]
@@ -141,7 +146,7 @@ def roofline(points: Mapping[str, tuple[float, float]], *, flops: float, moved: 
         across = math.log(x / left) / math.log(right / left)
         up = math.log(max(y, floor) / floor) / math.log(roof / floor)
         return (
-            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
+            side + across * (WIDTH - side - _RIGHT),
             height - bottom - up * (height - top - bottom),
         )
 
@@ -149,8 +154,8 @@ def roofline(points: Mapping[str, tuple[float, float]], *, flops: float, moved: 
     y = floor
     while y <= roof:
         _, row = at(left, y)
-        marks.append(_rule(_LEFT, row, WIDTH - _RIGHT, row))
-        marks.append(_text(_LEFT - 8, row + 4, _rate(y), "dim", anchor="end"))
+        marks.append(_rule(side, row, WIDTH - _RIGHT, row))
+        marks.append(_text(side - 8, row + 4, _rate(y), "dim", anchor="end"))
         y *= 10
     x = left
     while x <= right:
@@ -163,23 +168,15 @@ def roofline(points: Mapping[str, tuple[float, float]], *, flops: float, moved: 
     )
     said = f"{_rate(flops)} and {moved / 1e9:.3g} GB/s, measured here"
     marks.append(_text(WIDTH - _RIGHT - 4, at(right, flops)[1] - 8, said, "dim", anchor="end"))
-    taken: list[float] = []
     for i, (name, (x, y)) in enumerate(points.items()):
         column, row = at(x, y)
         share = y / min(flops, moved * x)
+        legend = height - bottom - 20 * (len(points) - i) + 8
         marks.append(f'<circle class="f{i % COLORS}" cx="{column:.1f}" cy="{row:.1f}" r="6"/>')
-        line = row + 4
-        while any(abs(line - other) < 16 for other in taken):
-            line += 16
-        taken.append(line)
-        end = column > 0.7 * WIDTH
         marks.append(
-            _text(
-                column + (-12 if end else 12), line, f"{name}, {share:.0%}", f"t{i % COLORS}",
-                anchor="end" if end else "start",
-            )
-        )  # fmt: skip
-    marks.append(_text((_LEFT + WIDTH) / 2, height - 8, "FLOPs a byte", "dim"))
+            _text(WIDTH - 180, legend, f"{name}, {share:.0%}", f"t{i % COLORS}", anchor="start")
+        )
+    marks.append(_text((side + WIDTH) / 2, height - 8, "FLOPs a byte", "dim"))
     return _svg("roofline", height, marks)
 
 
@@ -208,9 +205,9 @@ def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _nice(value: float) -> float:
-    """The least of 1, 2, 4, 5, 8 or 10 times a power of ten that is not below it."""
+    """The least number not below it whose quarters have few digits."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(m * power for m in (1, 2, 4, 5, 8, 10) if m * power >= value * 0.999999)
+    return next(m * power for m in _ROUND if m * power >= value * 0.999999)
 
 
 def _rate(flops: float) -> str:

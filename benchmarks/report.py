@@ -40,6 +40,31 @@ class Goal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is in a figure, and thereby what is not. `passes` are forwards of the DiT for each
+    frame, that which writes the cache among them; `vae` is "full", "tiny" or "none"."""
+
+    passes: int
+    cache_pass: bool
+    vae: str
+    text: bool = False
+    conversion: bool = True
+    encode: bool = False
+
+    def __str__(self) -> str:
+        """`5 passes, the cache pass among them, full VAE, conversion; not text, encode`."""
+        own = ", the cache pass among them" if self.cache_pass else ""
+        parts = {"text": self.text, "conversion": self.conversion, "encode": self.encode}
+        inside = [f"{self.passes} passes{own}"] if self.passes else []
+        inside += [f"{self.vae} VAE"] if self.vae != "none" else []
+        inside += [name for name, there in parts.items() if there]
+        outside = ["cache pass"] if self.passes and not self.cache_pass else []
+        outside += [name for name, there in parts.items() if not there]
+        said = ", ".join(inside) or "nothing"
+        return f"{said}; not {', '.join(outside)}" if outside else said
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spent:
     """A stage's seconds, beside what it computes and what the chip could do.
 
@@ -98,6 +123,7 @@ class Section:
         *,
         goals: Sequence[float] = (),
         notes: Sequence[str] = (),
+        contents: Mapping[str, str] | None = None,
     ) -> Section:
         """The first of `timings` against the others; `goals` are the least ratio over each."""
         ours, *others = timings
@@ -107,6 +133,7 @@ class Section:
             timings=timings,
             ratios=ratios,
             notes=notes,
+            contents=contents or {},
             goals=[
                 Goal(what=f"{name}:", value=ratio.median, bound=bound, unit="x")
                 for (name, ratio), bound in zip(ratios.items(), goals, strict=False)
@@ -121,6 +148,8 @@ class Section:
             lines.append(f"  {timing.name:16} {timing.settings:44} {rate}")
             if timing.name in self.contents:
                 lines.append(f"    in it: {self.contents[timing.name]}")
+        named = {timing.name for timing in self.timings}
+        lines += [f"  in {who}: {what}" for who, what in self.contents.items() if who not in named]
         lines += [f"  {name} {ratio}x" for name, ratio in self.ratios.items()]
         lines += [f"  {name} {figure}" for name, figure in self.figures.items()]
         for name, stages in self.stages.items():

@@ -12,6 +12,8 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from .report import Section
 
 _MOST_BYTES = 16 << 20
 Figure = Callable[[Section], "float | None"]
+Setup = Mapping[str, "str | int"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Target:
     """A bound on a figure of sections whose setup has all of `setup`."""
 
     name: str
-    setup: Mapping[str, str | int]
+    setup: Setup
     figure: Figure
     bound: float
     unit: str
@@ -78,18 +81,20 @@ def ratio_over(peer: str) -> Figure:
     return figure
 
 
-def _of(what: str, model: str, dtype: str = "bfloat16", **more: str | int) -> dict[str, str | int]:
-    full = {"wan2.1-1.3b": (832, 480), "wan2.1-14b": (832, 480)}[model]
-    size = dict(zip(("width", "height"), full, strict=True))
-    return {"what": what, "model": model, "dtype": dtype, "device": "cuda", **size, **more}
+def _of(what: str, model: str, *more: Setup, dtype: str = "bfloat16") -> dict[str, str | int]:
+    own: dict[str, str | int] = {"what": what, "model": model, "dtype": dtype, "device": "cuda"}
+    own |= {"width": 832, "height": 480}
+    for setup in more:
+        own.update(setup)
+    return own
 
 
 _SMALL, _LARGE = "wan2.1-1.3b", "wan2.1-14b"
-_RECIPE: dict[str, str | int] = {"chunk": 3, "steps": 4}
-_WIDE: dict[str, str | int] = {**_RECIPE, "window": 21}
-_NARROW: dict[str, str | int] = {**_RECIPE, "window": 12}
-_TINY = _of("stream", _SMALL, decoder="tiny", **_WIDE)
-_FULL = _of("stream", _SMALL, decoder="full", **_WIDE)
+_RECIPE: Setup = {"chunk": 3, "steps": 4}
+_WIDE: Setup = {**_RECIPE, "window": 21}
+_NARROW: Setup = {**_RECIPE, "window": 12}
+_TINY = _of("stream", _SMALL, _WIDE, {"decoder": "tiny"})
+_FULL = _of("stream", _SMALL, _WIDE, {"decoder": "full"})
 
 H200: Sequence[Target] = (
     Target(name="1.3B, window 21, tiny decoder: a chunk", setup=_TINY, figure=chunk_ms,
@@ -102,21 +107,21 @@ H200: Sequence[Target] = (
     Target(name="1.3B, window 21, full VAE: a chunk", setup=_FULL, figure=chunk_ms, bound=430,
            unit="ms"),
     Target(name="1.3B, window 12, full VAE: frames a second",
-           setup=_of("stream", _SMALL, decoder="full", **_NARROW), figure=fps, bound=40, unit="",
+           setup=_of("stream", _SMALL, _NARROW, {"decoder": "full"}), figure=fps, bound=40, unit="",
            at_least=True),
     Target(name="1.3B: first frame, warm, of a first chunk of 3",
-           setup=_of("stream", _SMALL, first_chunk=3, **_RECIPE), figure=first_frame_ms, bound=200,
-           unit="ms"),
+           setup=_of("stream", _SMALL, _RECIPE, {"first_chunk": 3}),
+           figure=first_frame_ms, bound=200, unit="ms"),
     Target(name="1.3B: first frame, warm, of a first chunk of 1",
-           setup=_of("stream", _SMALL, first_chunk=1, **_RECIPE), figure=first_frame_ms, bound=120,
-           unit="ms"),
-    Target(name="14B, window 12: frames a second", setup=_of("stream", _LARGE, **_NARROW),
+           setup=_of("stream", _SMALL, _RECIPE, {"first_chunk": 1}),
+           figure=first_frame_ms, bound=120, unit="ms"),
+    Target(name="14B, window 12: frames a second", setup=_of("stream", _LARGE, _NARROW),
            figure=fps, bound=7.5, unit="", at_least=True),
     Target(name="14B, window 12, fp8: frames a second",
-           setup=_of("stream", _LARGE, "fp8", **_NARROW), figure=fps, bound=10, unit="",
+           setup=_of("stream", _LARGE, _NARROW, dtype="fp8"), figure=fps, bound=10, unit="",
            at_least=True),
     Target(name="VAE, 81 frames, over diffusers channels-last",
-           setup=_of("vae", _SMALL, frames=81, decoder="full"),
+           setup=_of("vae", _SMALL, {"frames": 81, "decoder": "full"}),
            figure=ratio_over("diffusers, channels-last"), bound=2, unit="x", at_least=True),
 )  # fmt: skip
 SERVED: Mapping[str, tuple[str, float]] = {
@@ -139,7 +144,7 @@ def report(results: Iterable[Result], served: Iterable[Mapping[str, Any]] = ()) 
     for key, (name, most) in SERVED.items():
         found = [_served(row, key) for row in rows]
         value = min((x for x in found if x is not None), default=None)
-        lines.append(_line(name, value, f"(at most {most:g})", lambda x, most=most: most / x))
+        lines.append(_line(name, value, f"(at most {most:g})", partial(truediv, most)))
     return lines
 
 

@@ -135,7 +135,7 @@ def _add_startup(whats: Any) -> None:
 
 def _startup(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code: 1 when the goal was missed."""
-    shared.json_path(options), shared.plot_path(options)
+    shared.check_outputs(options)
     arguments.find_model(options.model)
 
     from livereel.benchmarks import bench_startup

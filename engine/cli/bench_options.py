@@ -88,6 +88,12 @@ def plot_path(options: argparse.Namespace) -> Path | None:
     return _path(options.plot)
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raise `InputError` now for a place that `--json` or `--plot` cannot write to."""
+    json_path(options)
+    plot_path(options)
+
+
 def _path(text: str | None) -> Path | None:
     if text is None:
         return None

@@ -62,7 +62,7 @@ def _add_stream(whats: Any) -> None:
 
 
 def _stream(options: argparse.Namespace) -> int:
-    shared.json_path(options), shared.plot_path(options)
+    shared.check_outputs(options)
     _check_model(options)
     from livereel.benchmarks import bench_stream
 
@@ -97,7 +97,7 @@ def _add_vae(whats: Any) -> None:
 
 
 def _vae(options: argparse.Namespace) -> int:
-    shared.json_path(options), shared.plot_path(options)
+    shared.check_outputs(options)
     _check_model(options)
     from livereel.benchmarks import bench_vae
 

@@ -13,7 +13,7 @@ from livereel.benchmarks.models import MODELS, Model, Part
 from livereel.benchmarks.subject import Subject
 
 _DITS: dict[str, dict[str, Any]] = {
-    "wan": dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2,
+    "wan": dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=3,
                 text_dim=16, freq_dim=16),
     "cogvideox": dict(num_attention_heads=2, attention_head_dim=32, num_layers=2, time_embed_dim=16,
                       text_embed_dim=8, sample_width=8, sample_height=8, sample_frames=9,

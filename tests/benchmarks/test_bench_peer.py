@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from livereel.benchmarks import bench_peer, peer
 from livereel.benchmarks.bench_peer import Bench
 from livereel.benchmarks.harness import Spread
 from livereel.benchmarks.peer import DEFAULTS, Setting
+from livereel.benchmarks.peer import Peer as RealPeer
 from livereel.benchmarks.report import Goal, Section, to_json
+from livereel.engine.config import StreamConfig
 
 BEST = Setting(dtype="bfloat16", channels_last=True)
 
@@ -259,3 +262,18 @@ def test_an_empty_section_is_a_title_and_json() -> None:
 )
 def test_settings_read_as_they_are(setting: Setting, text: str) -> None:
     assert str(setting) == text
+
+
+@pytest.mark.parametrize(("scale", "passes", "steps"), [(2.0, 13, 6), (1.0, 5, 5), (2.0, 1, 1)])
+def test_a_guided_step_of_the_peers_is_two_passes(scale: float, passes: int, steps: int) -> None:
+    asked: dict[str, Any] = {}
+
+    def pipeline(prompt: str, **options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(frames=[np.zeros((5, 2, 2, 3), np.float32)])
+
+    one = object.__new__(RealPeer)
+    values = {"window": 3, "timesteps": [1000, 500], "guidance_scale": scale}
+    one.stream, one.pipeline = StreamConfig.from_dict(values), pipeline
+    assert one.clip("a", frames=5, passes=passes, seed=0).shape == (5, 2, 2, 3)
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (steps, scale)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import torch
 
 from livereel.benchmarks import bench_stream
 from livereel.benchmarks.bench_stream import Axes, measure, title
 from livereel.benchmarks.ceilings import Ceilings
-from livereel.benchmarks.contender import Contents, Ours
+from livereel.benchmarks.contender import Ours
 from livereel.benchmarks.harness import Spread
+from livereel.benchmarks.report import Contents
 from livereel.benchmarks.subject import Subject
 from livereel.engine.errors import InputError
 from livereel.engine.runners.watch import STAGES
@@ -96,6 +98,30 @@ def test_turns_first_frames_and_stages_are_exact(world: World, small: Small) -> 
     assert dit.share == max(dit.flops / 1e12, dit.moved / 1e10)
     said = str(section)
     assert "livereel, ms of a chunk: text 0.0, dit 1000.0" in said and "roofline, DiT:" in said
+
+
+def test_a_gpus_memory_is_the_most_above_what_was_held(
+    world: World, small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, most = iter([4_000_000_000, 6_000_000_000]), iter([5_500_000_000, 9_000_000_000])
+    log: list[str] = []
+    for name, gives in (
+        ("memory_reserved", lambda device: next(held)),
+        ("max_memory_reserved", lambda device: next(most)),
+        ("reset_peak_memory_stats", lambda device: log.append("reset")),
+        ("empty_cache", lambda: log.append("empty")),
+    ):
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, gives)
+    found = small("wan2.1-1.3b")
+    found = replace(found, runner=replace(found.runner, device=torch.device("cuda")))
+    section = measure(found, ["slow"], runs=1, warmup=0, top=TOP, clock=lambda: world.now)
+    figures = {name: x.median for name, x in section.figures.items() if name.endswith("GB")}
+    assert figures == {
+        "livereel: memory beside the weights that are shared, GB": 1.5,
+        "slow one: memory beside the weights that are shared, GB": 3.0,
+    }
+    assert log == ["empty", "reset"] * 2 and section.setup["device"] == "cuda"
 
 
 def test_an_unknown_baseline_is_told(world: World, small: Small) -> None:

@@ -37,7 +37,7 @@ def test_bars_are_stacked_to_scale() -> None:
     dit, vae, other = (float(bar.attrib["width"]) for bar in bars)
     assert dit == pytest.approx(3 * vae, rel=0.01) and other == pytest.approx(2 * dit, rel=0.01)
     assert float(bars[1].attrib["x"]) == pytest.approx(float(bars[0].attrib["x"]) + dit, abs=0.2)
-    assert {"4 ms", "6 ms", "dit", "vae"} <= set(texts(drawing))
+    assert {"4.00 ms", "6.00 ms", "dit", "vae"} <= set(texts(drawing))
 
 
 def test_histograms_count_and_mark_median_and_late() -> None:
@@ -45,7 +45,7 @@ def test_histograms_count_and_mark_median_and_late() -> None:
     drawing = plots.histograms({"ours": values, "once": [40.0]}, unit="ms")
     counts = [rect.find("title") for rect in parsed(drawing).iter("rect")]
     assert [title.text for title in counts if title is not None] == ["98", "1", "1", "1"]
-    assert "10, 20.1 ms" in texts(drawing) and "40, 40 ms" in texts(drawing)
+    assert "10.0, 20.1 ms" in texts(drawing) and "40.0, 40.0 ms" in texts(drawing)
 
 
 def test_a_roofline_says_each_points_share() -> None:
@@ -56,6 +56,6 @@ def test_a_roofline_says_each_points_share() -> None:
     assert "1 TFLOP/s and 10 GB/s, measured here" in said
 
 
-@pytest.mark.parametrize(("value", "nice"), [(0.7, 0.8), (1.0, 1.0), (31, 40), (99, 100)])
+@pytest.mark.parametrize(("value", "nice"), [(0.7, 0.8), (1.0, 1.0), (31, 40), (105, 120)])
 def test_axes_end_on_round_numbers(value: float, nice: float) -> None:
     assert plots._nice(value) == pytest.approx(nice)
