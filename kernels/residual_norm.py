@@ -20,7 +20,7 @@ from .checks import (
     check_modulation,
     modulation_strides,
 )
-from .compile import Shipped
+from .compile import CHIPS, Shipped
 from .functions import parts
 from .gate_residual import gate_residual_reference
 from .jit import jit, tl, triton
@@ -142,7 +142,7 @@ def _default(width: int) -> Config:
     return {"rows": rows, "num_warps": 8 if rows * width > 4096 else 4}
 
 
-def _shipped(width: int, gated: bool) -> Shipped:
+def _shipped(width: int, *, gated: bool, sms: tuple[int, ...]) -> Shipped:
     config = _default(width)
     strides = ("gate_batch", "gate_frame", "scale_batch", "scale_frame", "shift_batch",
                "shift_frame")  # fmt: skip
@@ -160,10 +160,14 @@ def _shipped(width: int, gated: bool) -> Shipped:
             "BLOCK": parts(width)[0], "ROWS": config["rows"],
         },
         num_warps=config["num_warps"],
+        sms=sms,
     )  # fmt: skip
 
 
-SHIPPED = (*(_shipped(width, gated=True) for width in _WIDTHS), _shipped(1536, gated=False))
+SHIPPED = (
+    *(_shipped(width, gated=True, sms=tuple(CHIPS)) for width in (1536, 5120)),
+    _shipped(1536, gated=False, sms=(90,)),
+)
 
 
 def _tunable(width: int) -> Tunable:
