@@ -30,8 +30,8 @@ def with_rows(
     layer: Callable[[Tensor], Tensor], x: Tensor, beside: Beside | None, *, above: int = 1,
     scale: int = 1,
 ) -> Tensor:  # fmt: skip
-    """`layer` of `[B, C, T, H, W]`, which looks at a row below and so many above, and makes
-    `scale` rows of each. Without rows above it halves rows, from even ones on."""
+    """`layer` of `[B, C, T, H, W]`, which looks at the row below and so many above, and makes
+    `scale` rows of each; or, with none above, one row of two and itself pads the last."""
     if beside is None:
         return layer(x)
     y = layer(beside.widen(x, above, 1))

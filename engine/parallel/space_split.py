@@ -59,6 +59,11 @@ class Bands:
         return self.group.gather(x.unsqueeze(0), 0, [1] * self.group.size)
 
 
+def has_bands(vae: object) -> bool:
+    """Whether a VAE can be split into bands: on torch's road, and no tiny decoder."""
+    return isinstance(vae, nn.Module) and hasattr(vae, "decode_step")
+
+
 def decode_space_split(
     vae: CausalVAE, latents: Tensor, group: Group, caches: ConvCaches | None = None
 ) -> tuple[Tensor | None, ConvCaches]:
@@ -92,7 +97,7 @@ def encode_space_split(
 
 
 def _check(vae: CausalVAE) -> None:
-    if not isinstance(vae, nn.Module):
+    if not has_bands(vae):
         raise InputError(f"{type(vae).__name__} sees no rows beside its own; wanted torch's road")
 
 
