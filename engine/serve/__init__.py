@@ -5,7 +5,7 @@ A frame's way, from the last file to the first that a client meets:
     the engine's process      worker     its loop: commands in, chunks out
                               table      its sessions; scheduler and admission say whose turn it is
                               backend    what makes chunks: model_backend, in tests fake_backend
-    between the two           messages   what is said; wire and link carry it, pixels go by FrameRing
+    between the two           messages   what is said; wire and link carry it, FrameRing pixels
     the server's process      engine_process   starts the engine, and starts it anew when it dies
                               streams    all streams; stream is one: its controls, frames in time
                               renditions frames to packets; quality says at which level

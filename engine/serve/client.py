@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import av
 import msgspec
@@ -36,6 +36,8 @@ from . import protocol
 from .protocol import Flag
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..types import Frames
 
 _T = TypeVar("_T")
@@ -66,6 +68,16 @@ class Frame:
     pts: float
     span: int
     pixels: Frames
+
+
+class Changes(TypedDict, total=False):
+    """What `update` changes, in the words of `protocol.Update`."""
+
+    prompt: str
+    steps: int
+    recache: bool
+    strength: float
+    loras: dict[str, float]
 
 
 class AsyncStream:
@@ -137,8 +149,8 @@ class AsyncStream:
 
     # Controls: each returns where it took hold
 
-    async def update(self, **changes: Any) -> protocol.Applied:
-        """Another prompt, or other values of `protocol.Update`'s fields."""
+    async def update(self, **changes: Unpack[Changes]) -> protocol.Applied:
+        """Another prompt, or other values of what `Changes` names."""
         return await self._ask(protocol.Update(event_id=_new_id(), **changes))
 
     async def shot(
@@ -360,8 +372,8 @@ class Stream:
 
     # Controls, as of `AsyncStream`; `result()` of what they give waits for the answer
 
-    def update(self, **changes: Any) -> Future[protocol.Applied]:
-        """Another prompt, or other values of `protocol.Update`'s fields."""
+    def update(self, **changes: Unpack[Changes]) -> Future[protocol.Applied]:
+        """Another prompt, or other values of what `Changes` names."""
         return self._put(self._stream.update(**changes))
 
     def shot(

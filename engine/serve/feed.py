@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import LiveReelError
@@ -35,7 +36,8 @@ class Feed:
         refused: Callable[[str], None],
     ) -> None:
         self._opened, self._engine = opened, engine
-        self._pool, self._limits, self._refused = pool, limits, refused
+        self._pool, self._refused = pool, refused
+        self._limits = replace(limits, image_pixels=limits.pushed_pixels)
         self._waiting: deque[bytes] = deque(maxlen=room)
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._run())

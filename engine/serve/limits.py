@@ -20,6 +20,8 @@ class Limits:
     body_bytes: int = 65_536
     image_bytes: int = 8 << 20
     image_pixels: int = 16_000_000
+    pushed_pixels: int = 1920 * 1088
+    """Of a picture that a stream is made from, which come many a second."""
     image_s: float = 600.0
     images: int = 16
     clip_s: float = 600.0

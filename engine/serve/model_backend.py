@@ -11,7 +11,7 @@ import torch
 
 from ..engine import Engine
 from ..errors import InputError, ResourceError
-from ..memory import available, estimate, gigabytes
+from ..memory import available, estimate, gigabytes, shortage_told
 from .abreast import Abreast
 from .admission import Kind
 from .messages import Change, Cut, ModelInfo, Spec, Update
@@ -30,7 +30,7 @@ class ModelStream:
     def __init__(self, session: Session, loras: Mapping[str, float]) -> None:
         self.session, self.fps = session, session.fps
         self.width, self.height = session.size
-        self._loras, self._changes = loras, False
+        self.loras, self._changes = loras, False
 
     @property
     def chunk(self) -> int:
@@ -52,7 +52,7 @@ class ModelStream:
         """Those of a kind go together, but for their first, smaller chunks; only with the same
         LoRAs, though, which are in the weights, and alone where these are about to change."""
         own = id(self) if self._changes else 0
-        return self.kind, self.chunk == 0, frozenset(self._loras.items()), own
+        return self.kind, self.chunk == 0, frozenset(self.loras.items()), own
 
     @property
     def ready(self) -> bool:
@@ -72,7 +72,7 @@ class ModelStream:
                 recache=control.recache, strength=control.strength, loras=control.loras,
             )  # fmt: skip
             if control.loras is not None:
-                self._loras, self._changes = control.loras, True
+                self.loras, self._changes = control.loras, True
         elif isinstance(control, Cut):
             image = None if control.image is None else _picture(control.image, *self.session.size)
             self.session.cut(control.prompt, image=image)
@@ -176,6 +176,13 @@ class ModelBackend:
 
     def step(self, streams: Sequence[ModelStream]) -> list[Chunk | Exception]:
         """The next chunk of each."""
+        loras = self._engine.loras
+        if len(streams) > 1 and loras is not None:
+            try:  # once: threads that each find them missing would change weights at the same time
+                with shortage_told():
+                    loras.use(streams[0].loras)
+            except ResourceError as error:
+                return [error for _ in streams]
         return self._abreast.run([stream.next for stream in streams])
 
 

@@ -34,7 +34,7 @@ MAX_VIEWERS = 64
 MAX_REMEMBERED = 512
 """Controls whose answers are kept for a client that was cut off before it got them."""
 FEED_CHUNKS = 2
-"""Pictures that may wait in a stream that is fed."""
+"""As many chunks' pictures may wait in a stream that is fed."""
 _BEHIND_S = 0.25
 """A frame that is later than this puts off all that follow."""
 _OURS = "~"

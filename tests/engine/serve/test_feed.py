@@ -85,4 +85,4 @@ def test_what_is_no_picture_is_told_and_the_next_one_is_taken() -> None:
         await until(lambda: bool(engine.got))
         assert abs(engine.got[0] - 7) <= 2 and len(refused) == 3
 
-    run(body, image_pixels=10_000)
+    run(body, pushed_pixels=10_000)

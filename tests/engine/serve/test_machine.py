@@ -91,7 +91,7 @@ class SocketMachine(RuleBasedStateMachine):
         self.ask(protocol.Update(event_id=self.new_id(), prompt=prompt, steps=steps))
 
     @precondition(lambda self: self.ws is not None)
-    @rule(kind=st.sampled_from([protocol.Pause, protocol.Resume, protocol.Reset]))
+    @rule(kind=st.sampled_from([protocol.Pause, protocol.Resume, protocol.Reset, protocol.Cut]))
     def steer(self, kind: Any) -> None:
         self.ask(kind(event_id=self.new_id()))
 

@@ -121,7 +121,9 @@ def test_a_cut_is_the_session_s(backend: ModelBackend, engine: Engine) -> None:
         np.testing.assert_array_equal(chunk.frames, next(session).frames)
 
 
-def test_streams_share_passes_only_with_the_same_loras(tiny_folder: Path, tmp_path: Path) -> None:
+def test_streams_share_passes_only_with_the_same_loras(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine.load(tiny_folder, "cpu", "float32")
     assert engine.loras is not None
     engine.loras.add("warm", {})
@@ -138,6 +140,12 @@ def test_streams_share_passes_only_with_the_same_loras(tiny_folder: Path, tmp_pa
     with pytest.raises(InputError, match="no LoRA"):
         warm.update(Update(event_id="2", loras={"cold": 1.0}))
     assert warm.key == other.key
+    step(backend, plain)
+    changes: list[int] = []
+    monkeypatch.setattr(engine.loras, "_changed", lambda: changes.append(1))
+    monkeypatch.setattr(backend, "_abreast", Abreast(most=2, threads=2))
+    step(backend, warm, other)
+    assert changes == [1]  # not by both threads
 
 
 def test_what_cannot_be_is_refused(
