@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import json
 import random
 import statistics
 import time
@@ -26,7 +25,7 @@ from typing import Any
 from livereel.engine.serve.client import AsyncStream, Refused
 
 from .harness import Environment
-from .served import Served
+from .served import Served, write_json
 
 REPO = Path(__file__).resolve().parents[1]
 PROMPTS = (
@@ -92,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rows": [dataclasses.asdict(row) for row in rows],
     }
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        write_json(options.json, report)
     if options.plot is not None:
         plot(rows, options.plot)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import json
 import random
 import statistics
 import sys
@@ -29,7 +28,7 @@ from livereel.engine.serve.client import AsyncStream, Refused
 
 from .bench_serve import PROMPTS, REPO
 from .harness import Environment
-from .served import Served
+from .served import Served, write_json
 
 SAMPLE_S = 5.0
 WARM_UP = 0.2
@@ -88,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in ({"did": dict(did)} | figures).items():
         print(f"{name:22} {value}")
     if options.json is not None:
-        draft = options.json.with_name(f".{options.json.name}.part")
-        draft.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        draft.replace(options.json)
+        write_json(options.json, report)
     if options.plot is not None:
         plot(samples, options.plot)
     grew = max(figures["server_mb_per_minute"], figures["engine_mb_per_minute"]) >= MOST_MB
