@@ -4,8 +4,9 @@
 
 Devices share a clip as `engine/parallel` has them do: guidance's two passes part them in two where
 they are an even number, those left to one pass share its tokens and trade them for heads before and
-behind each attention. Nothing is taken to overlap. What ranks do alike is counted on each: the
-text's keys and values, and the decoder, which one device runs.
+behind each attention; the decoder works on a band of the picture on each. Nothing is taken to
+overlap. What ranks do alike is counted on each, the text's keys and values; what is too little to
+matter is not, the border rows of the decoder's bands.
 
 The check is a small DiT's pass, by one rank and by two, one thread each, over gloo. Rates are
 measured while both ranks compute, since that is when they compute; that of the link is, too.
@@ -146,18 +147,20 @@ def predict(
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip of so many `seconds`: a pass over it, steps of the solver, the decoder's FLOPs and
-    bytes."""
+    bytes, and the latents' `rows`, which its bands are made of."""
 
     shape: Shape
     seconds: float
     steps: int
     guided: bool
     decode: tuple[float, float]
+    rows: int
 
     def on(self, devices: int, link: Link, *, flops: float, moved: float) -> float | None:
         """Seconds that it takes; None where so many cannot share it."""
         step = predict(self.shape, devices, link, flops=flops, moved=moved, guided=self.guided)
-        decode = max(self.decode[0] / flops, self.decode[1] / moved)
+        band = math.ceil(self.rows / devices) / self.rows
+        decode = band * max(self.decode[0] / flops, self.decode[1] / moved)
         return None if step is None else self.steps * step.seconds + decode
 
 
@@ -191,6 +194,7 @@ def clip_of(
         steps=steps,
         guided=guided,
         decode=(sum(work.flops.values()), sum(work.moved.values())),
+        rows=height,
     )
 
 

@@ -13,7 +13,7 @@ from . import bench_options as shared
 _EPILOG = """\
 How fast one device computes is --tflops: measure a pass of the model on it. Without it the rate of
 the check stands for it, a CPU's thread. Links are nominal: NVLink 450 GB/s, PCIe 50, 100 GbE 12.5,
-each one way. Decoding is on one device. The exit code is 1 when the check missed its goal.
+each one way. The exit code is 1 when the check missed its goal.
 
 examples:
   livereel bench scaling --model wan2.1-14b --size 1280x720 --tflops 400 --price 3 --plot up.png

@@ -17,8 +17,9 @@ are one pass as it is. What does not depend on one another is
 - the pass for the prompt and the one for the negative prompt, where the stream is guided.
 
 With guidance two ranks denoise; rank 0 decodes, and is one of the two if there are no more. Those
-who denoise are one chunk ahead: they hand it over when rank 0 is through with the one before. The
-result is bitwise that of one rank with as many threads.
+who denoise are one chunk ahead: they hand it over when rank 0 is through with the one before.
+Further ranks decode along with rank 0, a band of the picture each. Without bands the result is
+bitwise that of one rank with as many threads; with them it is equal to 1e-5 before rounding.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..runners.makers import Maker
+from ..runners.torch import TorchRunner
+from .banded import banded, can_band
 from .group import Group
 from .guidance import GuidedPass
 
@@ -57,32 +60,39 @@ class PipelineRunner:
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """See `Runner`. Raises `InputError` for more ranks than have something to do."""
         sampler = self._runner.sampler(config, width, height)
-        if self._group.rank in self._denoising(config):
+        if self._group.rank in self._roles(config)[0]:
             return sampler
         return replace(sampler, denoiser=_Elsewhere())
 
     def maker(self, sampler: StreamSampler) -> Maker:
         """See `Runner`."""
-        return PipelineMaker(self._runner, sampler, self._group, self._denoising(sampler.config))
+        return PipelineMaker(self._runner, sampler, self._group, *self._roles(sampler.config))
 
-    def _denoising(self, config: StreamConfig) -> Sequence[int]:
-        """The ranks that denoise."""
+    def _roles(self, config: StreamConfig) -> tuple[Sequence[int], Sequence[int]]:
+        """The ranks that denoise, and those that decode."""
         guided = config.guidance_scale > 1 and not self._runner.denoiser.in_place
         size, most = self._group.size, 3 if guided else 2
-        if size > most:
+        if size == 1 or (guided and size == 2):
+            return range(size), (0,)
+        if size > most and not can_band(self._runner.vae):
             raise InputError(f"a stream of this model is made on at most {most} devices")
-        return range(0 if size == 1 or (guided and size == 2) else 1, size)
+        return range(1, most), (0, *range(most, size))
 
 
 class PipelineMaker(Maker):
     """One rank's part of each chunk."""
 
     def __init__(
-        self, runner: Runner, sampler: StreamSampler, group: Group, denoising: Sequence[int]
-    ) -> None:
+        self, runner: Runner, sampler: StreamSampler, group: Group, denoising: Sequence[int],
+        decoding: Sequence[int],
+    ) -> None:  # fmt: skip
         super().__init__(runner, sampler)
-        self._alone = runner.maker(sampler)
-        self._group, self._denoising = group, denoising
+        self._alone = self._decoder = runner.maker(sampler)
+        self._group, self._denoising, self._decoding = group, denoising, decoding
+        bands = group.part(*decoding)
+        if bands is not None and bands.size > 1:
+            assert isinstance(runner, TorchRunner)  # graphs of packages decode whole pictures
+            self._decoder = Maker(replace(runner, vae=banded(runner.vae, bands)), sampler)
 
     def latents(self, state: StreamState, text: KV, negative: KV | None, steps: int) -> Tensor:
         """Denoise, alone or with another rank, and hand on; or take what was handed on."""
@@ -104,16 +114,17 @@ class PipelineMaker(Maker):
         else:
             latents = self._alone.latents(state, text, negative, steps)
         latents = latents.contiguous()
-        if rank == first != 0:
-            self._group.exchange({0: latents}, {}).wait()
+        if rank == first:
+            others = [place for place in self._decoding if place not in self._denoising]
+            self._group.exchange(dict.fromkeys(others, latents), {}).wait()
         return latents
 
     def frames(
         self, latents: Tensor, caches: ConvCaches | None, watch: Watch
     ) -> tuple[Callable[[], Frames], ConvCaches]:
-        """Rank 0 decodes; others have black frames, as many."""
-        if self._group.rank == 0:
-            return self._alone.frames(latents, caches, watch)
+        """Decode, alone or a band; ranks that denoise have black frames, as many."""
+        if self._group.rank in self._decoding:
+            return self._decoder.frames(latents, caches, watch)
         vae = self._runner.vae
         count = vae.temporal_factor * latents.shape[2]
         count -= vae.temporal_factor - 1 if caches is None else 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..runners.torch import TorchRunner
+from .banded import banded, can_band
 from .guidance import SpreadDenoiser
 from .pipeline import PipelineRunner
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 def spread(runner: Runner, group: Group, *, streams: bool) -> Runner:
     """What each rank of `group` puts in its engine's place of `runner`, the same model on all.
 
-    All ranks then make the same calls with the same arguments. If the model `streams`, its chunks
-    flow through the ranks (`pipeline.py`), and rank 0 alone has the frames. Otherwise the ranks
-    share each pass over a whole clip (`guidance.py`, `sequence.py`), and all have its frames.
+    All ranks then make the same calls with the same arguments, and rank 0 alone has the frames. If
+    the model `streams`, its chunks flow through the ranks (`pipeline.py`). Otherwise the ranks
+    share each pass over a whole clip (`guidance.py`, `sequence.py`), and then its pictures.
     """
     if streams:
         return cast("Runner", PipelineRunner(runner, group))
@@ -32,6 +33,7 @@ def spread(runner: Runner, group: Group, *, streams: bool) -> Runner:
         runner,
         transformer=_over(group, runner.transformer),
         low_noise=None if low is None else _over(group, low),
+        vae=banded(runner.vae, group) if can_band(runner.vae) else runner.vae,
     )
 
 

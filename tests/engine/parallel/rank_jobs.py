@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,12 +47,13 @@ def err(group: Group) -> None:
     raise ValueError("a mistake of ours")
 
 
-def wait_for_stop(group: Group) -> str:
+def wait_for_stop(group: Group, ready: str) -> str:
     """What `generate` does at Ctrl-C, on the first rank; others would wait for it."""
     if group.rank:
         group.exchange({}, {0: torch.empty(1)}).wait()
     try:
         with StopSignals():
+            Path(ready).touch()
             time.sleep(60)
     except KeyboardInterrupt:
         return "stopped"

@@ -84,24 +84,31 @@ def test_death_of_the_first_and_mistakes(jobs: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_first_rank_answers_a_stop(jobs: ModuleType) -> None:
+def test_first_rank_answers_a_stop(jobs: ModuleType, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def stop() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with Ranks(2, threads=1) as ranks:
         ranks.run(jobs.who)
         pids = ranks.pids
-        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        assert ranks.run(jobs.wait_for_stop) == ["stopped", None]
+        threading.Thread(target=stop, daemon=True).start()
+        assert ranks.run(jobs.wait_for_stop, str(ready)) == ["stopped", None]
         assert all_gone(pids)
 
 
 @pytest.mark.slow
-def test_ranks_end_with_their_starter() -> None:
-    code = """if __name__ == "__main__":
+def test_ranks_end_with_their_starter(tmp_path: Path) -> None:
+    code = f"""if __name__ == "__main__":
         import rank_jobs
         from livereel.engine.parallel.launch import Ranks
         ranks = Ranks(2, threads=1)
         ranks.run(rank_jobs.who)
         print(*ranks.pids, flush=True)
-        ranks.run(rank_jobs.wait_for_stop)"""
+        ranks.run(rank_jobs.wait_for_stop, {str(tmp_path / "ready")!r})"""
     path = [str(HERE), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
     with subprocess.Popen(

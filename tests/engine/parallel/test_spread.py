@@ -91,20 +91,21 @@ def test_traffic_is_what_is_reckoned(two: Ranks, jobs: ModuleType, batch: int) -
 
 
 def test_clip_on_two(two: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
-    for apart, bright in two.run(jobs.clip, 2, str(clip_folder)):
-        assert apart <= 1
-        assert bright > 0
+    apart, bright = two.run(jobs.clip, 2, str(clip_folder))[0]
+    assert apart <= 1
+    assert bright > 0
 
 
 def check_stream(
-    ranks: Ranks, jobs: ModuleType, count: int, folder: Path, recipe: dict[str, Any], **case: Any
-) -> None:
-    """Bitwise: what each rank computes, one rank alone computes in the same way."""
+    ranks: Ranks, jobs: ModuleType, count: int, folder: Path, recipe: dict[str, Any],
+    levels: int = 0, **case: Any,
+) -> None:  # fmt: skip
+    """Bitwise unless levels may be off: each rank computes what one alone does, in the same way."""
     pairs = ranks.run(jobs.stream, count, str(folder), recipe, **case)[0]
     assert len(pairs) >= 3
     for alone, made, one, other in pairs:
         assert one == other
-        assert np.array_equal(alone, made)
+        assert np.abs(alone.astype(int) - made).max() <= levels
     assert any(alone.std() > 0 for alone, *_ in pairs)
 
 
@@ -127,5 +128,11 @@ def test_stream_on_three(four: Ranks, jobs: ModuleType, tiny_folder: Path) -> No
 @pytest.mark.slow
 def test_clip_on_more(four: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
     # The tiny model has two heads: four ranks are two for each prompt, and three are too many.
-    for apart, _ in four.run(jobs.clip, 4, str(clip_folder)):
-        assert apart <= 1
+    assert four.run(jobs.clip, 4, str(clip_folder))[0][0] <= 1
+
+
+@pytest.mark.slow
+def test_stream_on_four(four: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+    for scale in (1.0, 2.0):
+        recipe = {"guidance_scale": scale}
+        check_stream(four, jobs, 4, tiny_folder, recipe, levels=1, frames=60, cut=15)

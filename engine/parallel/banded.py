@@ -1,0 +1,44 @@
+"""A VAE that decodes on several ranks, for runners to use as any other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from .space_split import decode_space_split, has_bands
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..layers.causal_conv import ConvCaches
+    from ..types import VAE
+    from .group import Group
+
+
+def can_band(vae: VAE) -> bool:
+    """Whether its decoder can be run on bands of the picture."""
+    return has_bands(vae)
+
+
+def banded(vae: VAE, group: Group) -> VAE:
+    """`vae` with its decoder on all ranks of `group`, a band of the picture each (see
+    `space_split.py`); rank 0 has the frames, others have black ones."""
+    return cast("VAE", _BandedVAE(vae, group)) if group.size > 1 else vae
+
+
+class _BandedVAE:
+    def __init__(self, vae: Any, group: Group) -> None:
+        self._vae, self._group = vae, group
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vae, name)
+
+    def decode(
+        self, latents: Tensor, caches: ConvCaches | None = None
+    ) -> tuple[Tensor, ConvCaches]:
+        frames, new = decode_space_split(self._vae, latents, self._group, caches)
+        if frames is None:
+            time, space = self._vae.temporal_factor, self._vae.spatial_factor
+            count = time * latents.shape[2] - (time - 1 if caches is None else 0)
+            height, width = (side * space for side in latents.shape[3:])
+            frames = latents.new_full((len(latents), 3, count, height, width), -1.0)
+        return frames, new
