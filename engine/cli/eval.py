@@ -28,8 +28,6 @@ examples:
 The table goes to stdout as Markdown. The same options give the same scores on the same machine.
 """
 
-_MOST_FRAMES = 10_000
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -176,11 +174,11 @@ def _objects(path: str, other: str) -> dict[str, Any]:
     """The demo's object in one video against another's: tells it and gives it as JSON."""
     from ..demo.objects import Objects, compare_objects, to_line
     from ..media.metrics import finite
-    from ..media.reader import read_video
+    from ..media.reader import video_frames
 
-    found = [read_video(name, _MOST_FRAMES)[0] for name in (path, other)]
-    count = min(map(len, found))
-    ours, theirs = (Objects.seen(frames[:count]) for frames in found)
+    found = [Objects.seen(frame for frame, _ in video_frames(name)) for name in (path, other)]
+    count = min(len(one.path) for one in found)
+    ours, theirs = (one.first(count) for one in found)
     metrics = compare_objects([ours], [theirs])
     print(to_line(metrics))
     values: dict[str, Any] = finite(asdict(metrics))

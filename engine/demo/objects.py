@@ -9,7 +9,7 @@ Shape legend: K clips, F frames, H W space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -17,37 +17,57 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .measure import Floats, Track, find_object
+from .measure import Track, find_object
 from .scenes import GRID, Frames, Scene
 
 Values: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+MAX_PIXELS = 1 << 29
+"""Pixels of all frames that an object is looked for in together."""
 
 
 @dataclass(frozen=True)
 class Objects:
     """A clip's object: its center (x, y) in each frame, `path` `[F, 2]`, NaN where there is none,
-    and how much of each pixel it covers, `masks` `[F, H, W]` in 0..1, if that is known."""
+    and which pixels it covers, more than half of each, `masks` `[F, H, W]`, if that is known."""
 
     path: Track
-    masks: Floats | None = None
+    masks: Mask | None = None
 
     @classmethod
-    def seen(cls, frames: Frames) -> Objects:
-        """What square uint8 frames `[F, H, W, 3]` show. Raises `InputError` for others."""
-        if frames.ndim != 4 or not len(frames) or frames.shape[1] != frames.shape[2]:
-            raise InputError(
-                f"the demo's object is looked for in square frames [F, H, W, 3], "
-                f"got {list(frames.shape)}"
-            )
-        found = [find_object(frame) for frame in frames]
-        path = np.array([center for center, _ in found], np.float64)
-        return cls(path, np.stack([mask for _, mask in found]))
+    def seen(cls, frames: Iterable[Frames]) -> Objects:
+        """What square frames of one size show, uint8 `[H, W, 3]` each. Raises `InputError` for
+        others, for none, and for more pixels than `MAX_PIXELS`."""
+        centers: list[tuple[float, float]] = []
+        masks: list[Mask] = []
+        for frame in frames:
+            if frame.ndim != 3 or frame.shape[0] != frame.shape[1]:
+                raise InputError(
+                    f"the demo's object is looked for in square frames [H, W, 3], "
+                    f"got {list(frame.shape)}"
+                )
+            if (len(masks) + 1) * frame.shape[0] ** 2 > MAX_PIXELS:
+                raise InputError(
+                    f"the object is looked for in at most {MAX_PIXELS // frame.shape[0] ** 2} "
+                    f"frames of {frame.shape[1]}x{frame.shape[0]}; cut the video first"
+                )
+            center, alpha = find_object(frame)
+            centers.append(center)
+            masks.append(alpha > 0.5)
+        if not masks:
+            raise InputError("there is no frame to look for the demo's object in")
+        return cls(np.array(centers, np.float64), np.stack(masks))
 
     @classmethod
     def drawn(cls, scene: Scene, first: int, count: int, size: int = GRID) -> Objects:
         """The truth of `count` frames of a scene, number `first` the first of them."""
         path = np.array([scene.position(first + i) for i in range(count)], np.float64)
-        return cls(path, scene.mask(first, count, size))
+        return cls(path, scene.mask(first, count, size) > 0.5)
+
+    def first(self, count: int) -> Objects:
+        """The first `count` frames alone."""
+        return Objects(self.path[:count], None if self.masks is None else self.masks[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +76,10 @@ class ObjectMetrics:
 
     Over the frames that show one: `trajectory_error`, the distance from its place, in pixels, and
     `velocity_error`, the difference of its step from frame to frame, both root mean square. `found`
-    is the share of frames that show an object where there should be one, `mask_iou` the mean
-    intersection over union of masks (None where these are not known), 0 for a frame without one.
-    `error_of` and `iou_of` are the same frame by frame, `error_of` NaN where nothing was found.
+    is the share of frames that show an object of those where there should be one, `mask_iou` the
+    mean intersection over union of masks (None where these are not known), 0 for a frame without
+    one. `error_of` and `iou_of` are the same frame by frame. Where there is nothing to take a mean
+    of, it is NaN.
     """
 
     clips: int
@@ -74,8 +95,7 @@ class ObjectMetrics:
 def compare_objects(found: Sequence[Objects], truth: Sequence[Objects]) -> ObjectMetrics:
     """Compare clips of one length, pair by pair.
 
-    Raises `InputError` for clips that differ in number or length, or have no frame with an object
-    in common.
+    Raises `InputError` for clips that differ in number, length or size.
     """
     lengths = {len(clip.path) for clip in (*found, *truth)}
     if len(found) != len(truth) or len(lengths) != 1:
@@ -88,8 +108,6 @@ def compare_objects(found: Sequence[Objects], truth: Sequence[Objects]) -> Objec
     squared = np.square(away).sum(-1)
     due = ~np.isnan(theirs[..., 0])
     both = due & ~np.isnan(ours[..., 0])
-    if not both.any():
-        raise InputError("no frame of these clips shows an object where there should be one")
     steps = np.square(_around(np.diff(away, axis=1))).sum(-1)
     stepped = both[:, 1:] & both[:, :-1]
     overlaps = [_overlap(a, b) for a, b in zip(found, truth, strict=True)]
@@ -98,7 +116,7 @@ def compare_objects(found: Sequence[Objects], truth: Sequence[Objects]) -> Objec
     return ObjectMetrics(
         clips=len(found),
         frames=ours.shape[1],
-        found=float(both.sum() / due.sum()),
+        found=float(both.sum() / due.sum()) if due.any() else math.nan,
         trajectory_error=_root_mean(squared, both),
         velocity_error=_root_mean(steps, stepped),
         mask_iou=None if iou is None else float(iou.mean()),
@@ -135,8 +153,7 @@ def _overlap(one: Objects, other: Objects) -> Values | None:
         raise InputError(
             f"masks are {list(one.masks.shape)} and {list(other.masks.shape)}; wanted alike"
         )
-    a, b = one.masks > 0.5, other.masks > 0.5
-    union = (a | b).sum((1, 2))
-    both = (a & b).sum((1, 2))
+    union = (one.masks | other.masks).sum((1, 2))
+    both = (one.masks & other.masks).sum((1, 2))
     result: Values = np.where(union > 0, both / np.maximum(union, 1), 1.0)
     return result

@@ -229,11 +229,11 @@ def _rows(
     sizes = {made.clips[0].shape for made in all_made.values()}
     if len(sizes) > 1:
         raise InputError(f"the settings' clips have shapes {sorted(sizes)}; wanted one")
-    ((count, side, *_),) = sizes
+    ((count, side, width, _),) = sizes
     drawn = [scene.render(first + GIVEN, count, size=side) for scene, first in truth]
     places = [Objects.drawn(scene, first + GIVEN, count, side) for scene, first in truth]
     seen: dict[str, list[Objects]] = {}
-    if truth or (prompt is not None and _of_the_demo(prompt)):
+    if truth or (prompt is not None and _of_the_demo(prompt) and side == width):
         seen = {name: [Objects.seen(x) for x in made.clips] for name, made in all_made.items()}
     rows = [
         Row(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from livereel.engine import Video, cli
+from livereel.engine.demo import objects
 from livereel.engine.demo.objects import Objects, compare_objects, to_line
 from livereel.engine.demo.scenes import Scene, parse
 from livereel.engine.errors import InputError
@@ -52,6 +56,13 @@ def test_frames_without_an_object_count_as_not_found_and_lie_nowhere() -> None:
     assert math.isnan(metrics.error_of[4]) and metrics.iou_of[4] == 0.0
 
 
+def test_where_nothing_is_found_there_is_no_error_to_tell() -> None:
+    nothing, there = Objects(np.full((4, 2), np.nan)), Objects(np.zeros((4, 2)))
+    assert compare_objects([nothing], [there]).found == 0.0
+    assert math.isnan(compare_objects([nothing], [there]).trajectory_error)
+    assert math.isnan(compare_objects([there], [nothing]).found)
+
+
 def test_a_track_alone_can_be_the_truth() -> None:
     path = np.array([SCENE.position(i) for i in range(10)])
     metrics = compare_objects([Objects.seen(SCENE.render(0, 10))], [Objects(path)])
@@ -71,18 +82,35 @@ def test_clips_are_pooled() -> None:
     assert metrics.error_of[0] == pytest.approx(math.sqrt(18))
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_what_cannot_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Objects(np.zeros((4, 2)))
     with pytest.raises(InputError, match="all of one length"):
         compare_objects([path], [Objects(np.zeros((5, 2)))])
     with pytest.raises(InputError, match="all of one length"):
         compare_objects([path, path], [path])
     with pytest.raises(InputError, match="no frame"):
-        compare_objects([Objects(np.full((4, 2), np.nan))], [path])
+        Objects.seen(np.zeros((0, 16, 16, 3), np.uint8))
+    monkeypatch.setattr(objects, "MAX_PIXELS", 3 * 16 * 16)
+    with pytest.raises(InputError, match="at most 3 frames of 16x16; cut the video first"):
+        Objects.seen(np.zeros((4, 16, 16, 3), np.uint8))
     with pytest.raises(InputError, match="square"):
         Objects.seen(np.zeros((3, 16, 20, 3), np.uint8))
     with pytest.raises(InputError, match="alike"):
         compare_objects([Objects.drawn(SCENE, 0, 2)], [Objects.drawn(SCENE, 0, 2, 64)])
+
+
+def test_two_videos_are_compared_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")
+    Video(frames=SCENE.render(0, 12, size=64), fps=16).save(a)
+    off = replace(SCENE, center=(123.0, 54.0))
+    Video(frames=off.render(0, 9, size=64), fps=16).save(b)
+    written = tmp_path / "metrics.json"
+    assert cli.main(["eval", "--metrics", a, b, "--objects", "--json", str(written)]) == 0
+    assert "Object: found in 100.0 % of the frames" in capsys.readouterr().out
+    found = json.loads(written.read_text())["objects"]
+    assert found["frames"] == 9 and found["trajectory_error"] == pytest.approx(5.0, abs=0.5)
 
 
 def _circles(apart: float, radius: float) -> float:
