@@ -30,5 +30,5 @@ def linear_gelu(layer: nn.Module, x: Tensor | Rows) -> Tensor:
     ):
         rows = x.reshape(-1, x.shape[-1])
         y = torch._addmm_activation(layer.bias, rows, layer.weight.mT, use_gelu=True)
-        return y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], -1)
     return F.gelu(layer(x), approximate="tanh")

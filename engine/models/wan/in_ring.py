@@ -165,7 +165,8 @@ class RingPass:
         block = self.dit.model.blocks[layer]
         _, _, gate1, shift2, scale2, gate2 = table.unbind(2)
         q, k, v = (part.flatten(1, 2) for part in self.dit.qkv[layer](ready))
-        cross, norm = block.attn2, None
+        cross = block.attn2
+        norm: _Norm | None = None
         if not isinstance(block.norm2, nn.Identity):
             gain, bias = block.norm2.weight.view(1, 1, 1, -1), block.norm2.bias.view(1, 1, 1, -1)
             norm = _Norm(gain, bias, block.eps, 0.0, (cross.to_q,))
