@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from livereel.engine.manifest import Graph, TensorSpec
 from livereel.engine.runners.onnx import OnnxGraph
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .steps import Step
@@ -26,6 +28,7 @@ OPSET = 20
 _PAGE = 4096  # where tensors begin in a weights file, so that it can be mapped
 _SMALL = 1024  # bytes of a constant that stays in the graph's own file
 _PREFIX = "step."  # the first chunk's module is a wrapper around the others'
+_TABLES: dict[int, Any] = {}  # torch's, by opset
 
 
 class Product(nn.Module):
@@ -145,7 +148,7 @@ def import_onnx_ir() -> Any:
 
 
 def _trace(step: Step) -> Any:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _one_table():
         warnings.simplefilter("ignore")  # of libraries about one another
         program = torch.export.export(step.module, tuple(step.inputs.values()), strict=False)
         traced = torch.onnx.export(
@@ -159,6 +162,32 @@ def _trace(step: Step) -> Any:
         )
     assert traced is not None
     return traced
+
+
+@contextmanager
+def _one_table() -> Iterator[None]:
+    """Have torch's exporter parse its table of ops once and not for every graph, which takes longer
+    than most graphs do. A torch that has its table elsewhere goes on parsing."""
+    try:
+        from torch.onnx._internal.exporter import _registration
+
+        registry: Any = _registration.ONNXRegistry
+        parse = registry.from_torchlib
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def parsed(opset_version: int) -> Any:
+        if opset_version not in _TABLES:
+            _TABLES[opset_version] = parse(opset_version=opset_version)
+        return _TABLES[opset_version]
+
+    own = vars(registry)["from_torchlib"]
+    registry.from_torchlib = staticmethod(parsed)
+    try:
+        yield
+    finally:
+        registry.from_torchlib = own
 
 
 def _tidy(model: Any) -> None:
