@@ -121,9 +121,10 @@ class Ranks:
         worst = max(outcomes.values(), key=lambda outcome: outcome.weight)
         if worst.weight:
             raise worst.error
-        if len(outcomes) < len(self._pipes):
+        values = [outcomes[i].value if i in outcomes else None for i in range(len(self._pipes))]
+        if len(outcomes) < len(values):
             self.close(patience=_GRACE_S)
-        return [outcomes[i].value if i in outcomes else None for i in range(len(self._pipes))]
+        return values
 
     def _outcome(self, rank: int) -> _Outcome:
         """What a rank that answered, or died, has to say."""
