@@ -28,6 +28,7 @@ from ray.serve.config import (
     RequestRouterConfig,
 )
 
+from ..errors import ResourceError
 from . import logs
 from .app import Server, make_app
 from .engine_process import EngineProcess
@@ -187,18 +188,27 @@ def build(settings: Settings, key: str | None = None) -> serve.Application:
 @contextlib.contextmanager
 def cluster() -> Iterator[None]:
     """Join the cluster of `RAY_ADDRESS`, or start one here that ends with the block. Whether Ray's
-    own ports want a token hangs on `RAY_AUTH_MODE` as it was when Ray was imported."""
+    own ports want a token hangs on `RAY_AUTH_MODE` as it was when Ray was imported. Raises
+    `ResourceError`."""
     ours = "RAY_ADDRESS" not in os.environ
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # frames are due; Ray's own would let all pass
-    ray.init(namespace=NAME, **_LOCAL if ours else {})
+    try:
+        ray.init(namespace=NAME, **_LOCAL if ours else {})
+    except Exception as error:  # of many kinds
+        raise ResourceError(f"Ray cannot be started or reached: {error}") from error
     try:
         yield
     finally:
         if ours:
             serve.shutdown()
             ray.shutdown()
+
+
+def _deploy(app: serve.Application, name: str, prefix: str | None) -> Any:
+    """Returns its handle when it runs."""
+    try:
+        return serve.run(app, name=name, route_prefix=prefix)
+    except RuntimeError as error:
+        raise ResourceError(f"Ray Serve cannot run {name}: {error}") from error
 
 
 def run(settings: Settings, key: str | None, port: int, ready: Callable[[], None]) -> None:
@@ -208,7 +218,7 @@ def run(settings: Settings, key: str | None, port: int, ready: Callable[[], None
         signal.signal(number, lambda *_: stop.set())
     with cluster():
         serve.start(http_options=HTTPOptions(host=settings.host, port=port))
-        serve.run(build(settings, key), name=NAME, route_prefix="/")
+        _deploy(build(settings, key), NAME, "/")
         ready()
         stop.wait()
         front = serve.get_deployment_handle("Front", NAME)
@@ -221,7 +231,7 @@ def make_clips(settings: Settings, orders: Sequence[Order]) -> Iterator[Step]:
     """As `batch.make_clips`, on replicas that are there for as long as it takes."""
     name = f"{NAME}-batch-{secrets.token_hex(4)}"
     with cluster():
-        handle = serve.run(engines(settings), name=name, route_prefix=None)
+        handle = _deploy(engines(settings), name, None)
         try:
             at_once = max(1, round(settings.max_replicas * settings.sessions_each))
             yield from clips_of(RayEngine(handle), orders, min(at_once, len(orders)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +39,7 @@ def clips_of(engine: EngineClient, orders: Sequence[Order], at_once: int) -> Ite
 
 async def _clips(
     engine: EngineClient, orders: Sequence[Order], at_once: int
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step, None]:
     await engine.start()
     waiting = deque(orders)
     steps: asyncio.Queue[Step | None] = asyncio.Queue(1)
