@@ -100,9 +100,10 @@ class AsyncStream:
         self._request = protocol.Create(event_id=_new_id(), prompt=prompt, **options)
         self._socket: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._frames: deque[tuple[protocol.Header, bytes]] = deque()
+        self._frames: deque[tuple[protocol.Header, bytes, bool]] = deque()
         self._asked: dict[str, tuple[protocol.Control, asyncio.Future[protocol.Applied]]] = {}
         self._wake = asyncio.Event()
+        self._fresh = True
         self._decoder = _new_decoder()
         self._last = self._newest = self._acked = -1
         self._failure: LiveReelError | None = None
@@ -135,8 +136,8 @@ class AsyncStream:
                     return
                 self._wake.clear()
                 await self._wake.wait()
-            header, data = self._frames.popleft()
-            pixels = self._decode(header, data)
+            header, data, fresh = self._frames.popleft()
+            pixels = self._decode(header, data, fresh=fresh)
             await self._acknowledge()
             if pixels is not None:
                 yield Frame(
@@ -233,7 +234,7 @@ class AsyncStream:
         self.created = answer
         self.lost += answer.lost
         self._acked = -1
-        self._decoder = _new_decoder()
+        self._fresh = True  # frames of the socket before may still wait for the decoder they began
 
     async def _read(self) -> None:
         """Take in all that comes; open another socket when this one is cut."""
@@ -291,7 +292,8 @@ class AsyncStream:
     async def _take(self, data: str | bytes) -> None:
         if isinstance(data, bytes):
             header, payload = protocol.unpack(data)
-            self._frames.append((header, bytes(payload)))
+            self._frames.append((header, bytes(payload), self._fresh))
+            self._fresh = False
             self._newest = header.frame
             self._wake.set()
             return
@@ -320,9 +322,10 @@ class AsyncStream:
         else:
             answer.set_exception(Refused(message))
 
-    def _decode(self, header: protocol.Header, data: bytes) -> Frames | None:
-        """The picture; None for one that only leads up to the next."""
-        if header.flags & Flag.GAP and header.flags & Flag.KEYFRAME:
+    def _decode(self, header: protocol.Header, data: bytes, *, fresh: bool) -> Frames | None:
+        """The picture; None for one that only leads up to the next. A `fresh` one is its socket's
+        first."""
+        if fresh or (header.flags & Flag.GAP and header.flags & Flag.KEYFRAME):
             self._decoder = _new_decoder()
         decoded = self._decoder.decode(av.Packet(data))
         self._last = header.frame

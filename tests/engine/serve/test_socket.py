@@ -160,6 +160,23 @@ def test_a_cut_loses_and_doubles_nothing(live: Live) -> None:
     run(work())
 
 
+def test_frames_that_wait_in_the_client_outlive_a_cut(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            frames = aiter_(stream)
+            assert (await anext_(frames)).number == 0
+            before = stream.created
+            await asyncio.sleep(1.0)  # frames pile up here
+            stream.cut()
+            while stream.created is before:
+                await asyncio.sleep(0.05)
+            for number in range(1, 30):
+                frame = await anext_(frames)
+                assert frame.number == number_of(frame.pixels) == number
+
+    run(work())
+
+
 def test_an_owner_that_stays_away_loses_its_stream(make_live: MakeLive) -> None:
     live = make_live(limits=Limits(lease_s=0.5))
 
