@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import random
 import statistics
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from livereel.engine.errors import LiveReelError
 from livereel.engine.serve.client import AsyncStream, Refused
 
 from .harness import Environment
@@ -153,8 +155,9 @@ async def _watch(url: str, number: int, fps: float | None, seconds: float) -> Se
             change = begin + chance.uniform(0.5, 1.5) * CHANGE_S
 
             async def ask(at: float) -> None:
-                applied = await stream.update(prompt=chance.choice(PROMPTS))
-                asked[applied.first_frame] = at
+                with contextlib.suppress(LiveReelError):  # the stream may end before it answers
+                    applied = await stream.update(prompt=chance.choice(PROMPTS))
+                    asked[applied.first_frame] = at
 
             async for frame in stream:
                 now = time.perf_counter()
