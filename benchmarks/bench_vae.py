@@ -150,7 +150,7 @@ def _agreement(
     made = ours(latents).float()
     notes = []
     for name, (_, decode) in others:
-        theirs = decode(latents).float()
+        theirs = decode(latents).float().clamp(-1, 1)  # as ours are, and all before they are shown
         if theirs.shape != made.shape:
             raise DifferError(
                 f"we make {made.shape[2]} frames and {name} {theirs.shape[2]} of the same latents; "
