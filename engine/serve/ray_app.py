@@ -214,9 +214,9 @@ def _deploy(app: serve.Application, name: str, prefix: str | None) -> Any:
 def run(settings: Settings, key: str | None, port: int, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called when the first frame could be made."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with cluster():
+        for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray takes them for itself
+            signal.signal(number, lambda *_: stop.set())
         serve.start(http_options=HTTPOptions(host=settings.host, port=port))
         _deploy(build(settings, key), NAME, "/")
         ready()
@@ -231,6 +231,7 @@ def make_clips(settings: Settings, orders: Sequence[Order]) -> Iterator[Step]:
     """As `batch.make_clips`, on replicas that are there for as long as it takes."""
     name = f"{NAME}-batch-{secrets.token_hex(4)}"
     with cluster():
+        serve.start(proxy_location="Disabled")  # where Serve runs already, it stays as it is
         handle = _deploy(engines(settings), name, None)
         try:
             at_once = max(1, round(settings.max_replicas * settings.sessions_each))

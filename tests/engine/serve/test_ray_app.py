@@ -80,9 +80,8 @@ ray_app = replicas.app()
 
 def watch():
     from ray import serve
-    while True:
-        engines = serve.status().applications["livereel"].deployments["Engines"]
-        print(engines.replica_states.get("RUNNING", 0), flush=True)
+    while "Engines" in (known := serve.status().applications["livereel"].deployments):
+        print(known["Engines"].replica_states.get("RUNNING", 0), flush=True)
         time.sleep(0.5)
 
 settings = ray_app.Settings(
