@@ -250,6 +250,12 @@ class Session:
         return self._state.pts
 
     @property
+    def ready(self) -> bool:
+        """Whether the next chunk can be begun: not in a pause, nor while frames are wanted."""
+        waiting = self._feed is not None and len(self._feed) < self._wanted and not self._over
+        return not self._paused and not waiting
+
+    @property
     def steps(self) -> int:
         """Passes for each chunk, as last told and applied."""
         return self._state.steps
@@ -311,7 +317,7 @@ class Session:
 
     def __next__(self) -> Chunk:
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._ready)
+            self._wake.wait_for(lambda: self._closed or self.ready)
         chunk = self._step()
         if chunk is None:
             raise StopIteration
@@ -378,8 +384,8 @@ class Session:
     def _step_awaited(self) -> Chunk | _NotBegun | None:
         """`_step`, unless in a pause nobody awaits it any more."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._ready or not self._awaited)
-            if not self._ready and not self._closed:
+            self._wake.wait_for(lambda: self._closed or self.ready or not self._awaited)
+            if not self.ready and not self._closed:
                 return _NotBegun()
         return self._step()
 
@@ -390,12 +396,6 @@ class Session:
         self.close()
 
     # One chunk
-
-    @property
-    def _ready(self) -> bool:
-        """Whether the next chunk can be begun."""
-        waiting = self._feed is not None and len(self._feed) < self._wanted and not self._over
-        return not self._paused and not waiting
 
     @property
     def _over(self) -> bool:

@@ -57,7 +57,7 @@ class ModelStream:
     @property
     def ready(self) -> bool:
         """Whether frames enough were pushed, if it is made from such."""
-        return self.session._ready
+        return self.session.ready
 
     @property
     def state_bytes(self) -> int:
