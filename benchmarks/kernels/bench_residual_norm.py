@@ -46,8 +46,8 @@ def _case(device: torch.device, model: str, tokens: int, width: int) -> Case:
         return normed
 
     def truth() -> Tensor:
-        wide = [z.double() for z in (x, y, gate, scale, shift)]
-        return residual_norm_reference(*wide, EPS)[1]
+        a, b, g, gain, bias = (z.double() for z in (x, y, gate, scale, shift))
+        return residual_norm_reference(a, b, g, gain, bias, EPS)[1]
 
     return Case(
         op="residual_norm",

@@ -101,6 +101,13 @@ class FeedForward(nn.Module):
             nn.Linear(config.ffn_dim, config.width),
         )
 
+    @property
+    def reader(self) -> nn.Module:
+        """The layer that reads what this is given."""
+        inner = self.net[0]
+        assert isinstance(inner, LinearGELU)
+        return inner.proj
+
     def forward(self, x: Tensor | Rows) -> Tensor:
         y: Tensor = self.net(x)
         return y

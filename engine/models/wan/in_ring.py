@@ -173,7 +173,7 @@ class RingPass:
         x, ready = _added(x, self._attend(block.attn1, q, k, v, layer, space), gate1, norm)
 
         y = cross.attend(cross.query(ready).flatten(1, 2), text)
-        norm = _Norm(scale2, shift2, block.eps, 1.0, (block.ffn.net[0].proj,))
+        norm = _Norm(scale2, shift2, block.eps, 1.0, (block.ffn.reader,))
         x, ready = _added(x, y, None, norm)
 
         return _added(x, block.ffn(ready), gate2, after)
