@@ -10,7 +10,7 @@ h heads, d head width, G groups of rows that share a timestep (B, or B T).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,19 @@ class Level:
 
     blocks: tuple[Tensor, ...]
     last: Tensor
+
+
+class Begun(NamedTuple):
+    """A pass as far as it does not hang on the text: past the first block's self-attention.
+
+    `x` are the rows, `own` the chunk's keys and values there; the rest is what it was given.
+    """
+
+    latents: Tensor
+    past: Past | None
+    level: Level
+    x: Tensor
+    own: LayerKV
 
 
 class Block:
@@ -112,6 +125,7 @@ class NativeTransformer:
         self.blocks = [Block(block) for block in model.blocks]
         self.out = PackedLinear(model.proj_out)
         self._levels: dict[tuple[float, ...], Level] = {}
+        self._begun: Begun | None = None
 
     @staticmethod
     def fits(model: WanTransformer) -> bool:
@@ -153,19 +167,33 @@ class NativeTransformer:
         """What the first `count` blocks make of the latents, `[B N, D]`, and the keys and
         values of these and the next block."""
         batch, _, t, height, width = latents.shape
-        x = self._rows(latents)
         rope = self.model.rope(past.frames if past else 0, t, height, width, latents.device)
-        level = self._level(timestep.reshape(batch, -1))
-        own: list[LayerKV] = []
+        begun = self._begin(latents, past, self._level(timestep.reshape(batch, -1)), rope)
+        x, level, own = begun.x.clone(), begun.level, [begun.own]
         for i, block in enumerate(self.blocks[: count + 1]):
-            q, kv, rotated = block.project(x, batch, level.blocks[i], rope)
-            own.append(kv)
+            if i > 0:
+                q, kv, rotated = block.project(x, batch, level.blocks[i], rope)
+                own.append(kv)
             if i == count:
                 break
-            seen = past.layers[i] if past else None
-            block.add_attention(x, q, LayerKV(rotated, kv.v), level.blocks[i], seen)
+            if i > 0:
+                seen = past.layers[i] if past else None
+                block.add_attention(x, q, LayerKV(rotated, kv.v), level.blocks[i], seen)
             block.add_rest(x, level.blocks[i], text[i])
         return x, level, own
+
+    def _begin(self, latents: Tensor, past: Past | None, level: Level, rope: RopeTable) -> Begun:
+        """The pass before it meets the text. Guidance's two passes share it: what was given last is
+        remembered, so latents must not be changed in place."""
+        last = self._begun
+        if last and last.latents is latents and last.past is past and last.level is level:
+            return last
+        x, block = self._rows(latents), self.blocks[0]
+        q, own, rotated = block.project(x, len(latents), level.blocks[0], rope)
+        seen = past.layers[0] if past else None
+        block.add_attention(x, q, LayerKV(rotated, own.v), level.blocks[0], seen)
+        self._begun = Begun(latents, past, level, x, own)
+        return self._begun
 
     def _rows(self, latents: Tensor) -> Tensor:
         """Latents `[B, C, T, H, W]` to embedded patches `[B N, D]`."""

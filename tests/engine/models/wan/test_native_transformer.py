@@ -84,7 +84,7 @@ def test_keys_and_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         plain(*arguments)
 
     monkeypatch.setattr(packed.native, "attention", counted)
-    got = fast.keys_values(x, torch.zeros(1), kv, None)
+    got = fast.keys_values(x.clone(), torch.zeros(1), kv, None)
     assert len(calls) == 2 * 2  # none in the last of three layers
     for a, b in zip(got, wanted, strict=True):
         assert torch.equal(a.k, b.k) and torch.equal(a.v, b.v)
@@ -131,3 +131,21 @@ def test_latents_that_patches_do_not_tile() -> None:
     kv = fast.text_kv(torch.randn(1, 7, 12).bfloat16())
     with pytest.raises(InputError, match="multiples of 2 and 2"):
         fast.chunk(torch.zeros(1, 4, 1, 5, 4), torch.zeros(1), kv, None)
+
+
+@torch.inference_mode()
+def test_passes_over_the_same_latents_share_what_text_has_no_part_in() -> None:
+    _, fast = pair()
+    texts = [fast.text_kv(torch.randn(1, 7, 12).bfloat16()) for _ in range(2)]
+    x, zero = torch.randn(1, 4, 2, 6, 10).bfloat16(), torch.zeros(1)
+    past = fast.past(2, 6, 10, fast.keys_values(x, zero, texts[0], None))
+    for t in (torch.tensor([700.0]), torch.tensor([300.0])):
+        for seen in (past, None):
+            shared = [fast.chunk(x, t, text, seen) for text in texts]
+            for (flow, own), text in zip(shared, texts, strict=True):
+                alone, kept = fast.chunk(x.clone(), t, text, seen)
+                assert flow.equal(alone)
+                assert all(
+                    a.k.equal(b.k) and a.v.equal(b.v) for a, b in zip(own, kept, strict=True)
+                )
+    assert not shared[0][0].equal(shared[1][0])
