@@ -12,7 +12,9 @@ Shapes: R rows, D width, T frames, H W space, C channels; batch 1, dense, channe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,32 @@ if TYPE_CHECKING:
 
 LIMIT = 256 << 20
 """Bytes of weights above which packed copies are too dear."""
+
+
+_team = threading.local()
+
+
+@contextmanager
+def torch_in_one_thread() -> Iterator[None]:
+    """Keep torch's own small operations in this thread, and the cores for the kernels here: behind
+    each one that it shares out, torch's threads stay on their cores for milliseconds, waiting for
+    the next."""
+    if hasattr(_team, "threads"):
+        yield
+        return
+    _team.threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(_team.threads)
+        del _team.threads
+
+
+def _threads() -> int:
+    """How many threads share a kernel's work."""
+    count: int = getattr(_team, "threads", 0)
+    return count or torch.get_num_threads()
 
 
 def affordable(module: nn.Module) -> bool:
@@ -227,6 +255,7 @@ def unfold(x: Tensor, patch: int) -> Tensor:
     return y
 
 
+@torch_in_one_thread()
 def to_bytes(x: Tensor) -> Tensor:
     """`[B, 3, F, H, W]` in [-1, 1] to uint8 `[B, F, H, W, 3]`, rounded to nearest."""
     pictures = x.permute(0, 2, 3, 4, 1).to(torch.bfloat16).contiguous()
@@ -246,7 +275,3 @@ def _pad(
         None if kept is None else to_dlpack(kept),
         _threads(),
     )
-
-
-def _threads() -> int:
-    return torch.get_num_threads()

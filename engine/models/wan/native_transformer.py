@@ -24,6 +24,7 @@ from ...layers.packed import (
     qk_norm_rotate,
     rms_norm,
     rotate,
+    torch_in_one_thread,
 )
 from ...layers.rope import RopeTable
 from ...types import KV, LayerKV, Past
@@ -142,11 +143,13 @@ class NativeTransformer:
         """The text's keys and values."""
         return self.model.text_kv(text)
 
+    @torch_in_one_thread()
     def past(self, frames: int, height: int, width: int, layers: KV) -> Past:
         """Rotate cached keys by their place in the window."""
         rope = self.model.rope(0, frames, height, width, layers[0].k.device)
         return Past(frames, [LayerKV(rotate(kv.k, rope), kv.v) for kv in layers])
 
+    @torch_in_one_thread()
     def chunk(
         self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None
     ) -> tuple[Tensor, KV]:
@@ -157,6 +160,7 @@ class NativeTransformer:
         flow = self.out(x).view(batch, t, -1, self.out.weights.outputs)
         return self.model.unpatch(flow, height, width), own
 
+    @torch_in_one_thread()
     def keys_values(self, latents: Tensor, timestep: Tensor, text: KV, past: Past | None) -> KV:
         """As `WanTransformer.keys_values`."""
         return self._blocks(latents, timestep, text, past, len(self.blocks) - 1)[2]

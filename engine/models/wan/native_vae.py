@@ -24,6 +24,7 @@ from ...layers.packed import (
     attention,
     floats,
     rms_norm,
+    torch_in_one_thread,
     unfold,
 )
 
@@ -139,6 +140,7 @@ class NativeVAE:
         even = all(conv.in_channels % 2 == 0 for conv in (model.post_quant_conv, *convs))
         return affordable(model) and even
 
+    @torch_in_one_thread()
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
