@@ -306,13 +306,13 @@ class StreamSampler:
 
     def _control(self, state: StreamState, count: int) -> Tensor | None:
         """The control `[1, Cc, T, H, W]` of the state's next chunk, of `count` latent frames."""
-        factor = self.config.control_channels
-        if not factor:
+        channels = self.config.control_channels
+        if not channels:
             return None
         if state.track is None:
-            return torch.zeros(1, factor, count, *self.size, device=self.device)
+            return torch.zeros(1, channels, count, *self.size, device=self.device)
         maps = draw(
-            state.track[min(state.track_at, len(state.track) - 1) :], count, self.size, factor,
+            state.track[min(state.track_at, len(state.track) - 1) :], count, self.size, channels,
             first=state.chunk == 0, wraps=self.config.control_wraps,
         )  # fmt: skip
         return to_device(maps, self.device)
