@@ -1,4 +1,4 @@
-"""Ranks that run what `vae_jobs.py` has, started once."""
+"""Ranks that run what `vae_jobs.py` and `rank_jobs.py` have, started once."""
 
 from __future__ import annotations
 
@@ -19,21 +19,35 @@ settings.register_profile(
 
 
 @pytest.fixture(scope="session")
-def vae_jobs() -> Iterator[ModuleType]:
+def path() -> Iterator[Path]:
+    """This folder, from which ranks import their jobs."""
+    here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        import vae_jobs
-
-        yield vae_jobs
+        patch.syspath_prepend(here)
+        yield here
 
 
 @pytest.fixture(scope="session")
-def two_ranks(vae_jobs: ModuleType) -> Iterator[Ranks]:
+def jobs(path: Path) -> ModuleType:
+    import rank_jobs
+
+    return rank_jobs
+
+
+@pytest.fixture(scope="session")
+def vae_jobs(path: Path) -> ModuleType:
+    import vae_jobs
+
+    return vae_jobs
+
+
+@pytest.fixture(scope="session")
+def two_ranks(path: Path) -> Iterator[Ranks]:
     with Ranks(2, threads=1) as ranks:
         yield ranks
 
 
 @pytest.fixture(scope="session")
-def four_ranks(vae_jobs: ModuleType) -> Iterator[Ranks]:
+def four_ranks(path: Path) -> Iterator[Ranks]:
     with Ranks(4, threads=1) as ranks:
         yield ranks

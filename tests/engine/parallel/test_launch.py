@@ -16,17 +16,8 @@ import pytest
 from livereel.engine import InputError, ResourceError
 from livereel.engine.parallel.launch import Ranks
 
-HERE = Path(__file__).parent
 SECONDS = 20.0
 """Far more than a job's end takes, and far less than a hang."""
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(HERE)
-    import rank_jobs
-
-    return rank_jobs
 
 
 def gone(pid: int) -> bool:
@@ -101,7 +92,7 @@ def test_first_rank_answers_a_stop(jobs: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_end_with_their_starter(tmp_path: Path) -> None:
+def test_ranks_end_with_their_starter(path: Path, tmp_path: Path) -> None:
     code = f"""if __name__ == "__main__":
         import rank_jobs
         from livereel.engine.parallel.launch import Ranks
@@ -109,8 +100,8 @@ def test_ranks_end_with_their_starter(tmp_path: Path) -> None:
         ranks.run(rank_jobs.who)
         print(*ranks.pids, flush=True)
         ranks.run(rank_jobs.wait_for_stop, {str(tmp_path / "ready")!r})"""
-    path = [str(HERE), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    folders = [str(path), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env
     ) as starter:

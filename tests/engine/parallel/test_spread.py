@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livereel.benchmarks.bench_scaling import LINKS, predict, shape_of
@@ -28,70 +27,43 @@ CASES = st.fixed_dictionaries(
 KINDS = st.sampled_from(["wan", "wan", "rotary", "waves", "1.5"])
 
 
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        import rank_jobs
-
-        yield rank_jobs
-
-
-@pytest.fixture(scope="module")
-def two(jobs: ModuleType) -> Iterator[Ranks]:
-    with Ranks(2, threads=1) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="module")
-def four(jobs: ModuleType) -> Iterator[Ranks]:
-    with Ranks(4, threads=1) as ranks:
-        yield ranks
-
-
-def checked(*, examples: int) -> settings:
-    """Without shrinking: a failure says what it was given, and a rank may not live to try again."""
-    return settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None,
-        phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-
-
-@checked(examples=15)
+@settings(settings.get_profile("ranks"), max_examples=15)
 @given(kind=KINDS, case=CASES)
-def test_pass_on_two(two: Ranks, jobs: ModuleType, kind: str, case: dict[str, Any]) -> None:
-    apart = two.run(jobs.share_pass, 2, kind, case)
+def test_pass_on_two(two_ranks: Ranks, jobs: ModuleType, kind: str, case: dict[str, Any]) -> None:
+    apart = two_ranks.run(jobs.share_pass, 2, kind, case)
     assert all(one <= 1e-5 for one in apart)
 
 
 @pytest.mark.slow
-@checked(examples=100)
+@settings(settings.get_profile("ranks"), max_examples=100)
 @given(ranks=st.integers(1, 4), kind=KINDS, case=CASES)
-def test_pass(four: Ranks, jobs: ModuleType, ranks: int, kind: str, case: dict[str, Any]) -> None:
-    apart = four.run(jobs.share_pass, ranks, kind, case)[:ranks]
+def test_pass(
+    four_ranks: Ranks, jobs: ModuleType, ranks: int, kind: str, case: dict[str, Any]
+) -> None:
+    apart = four_ranks.run(jobs.share_pass, ranks, kind, case)[:ranks]
     assert all(one <= 1e-5 for one in apart)
 
 
-def test_too_little_to_share(two: Ranks, jobs: ModuleType) -> None:
+def test_too_little_to_share(two_ranks: Ranks, jobs: ModuleType) -> None:
     case: dict[str, Any] = dict(heads=1, frames=2, side=(2, 3), batch=1, timed=False)
-    said = two.run(jobs.share_pass, 2, "wan", case)
+    said = two_ranks.run(jobs.share_pass, 2, "wan", case)
     assert said == ["2 ranks share a pass; this one has 1 heads, and wants as many at least"] * 2
     case = {**case, "heads": 2, "side": (1, 1)}
-    assert "1 tokens in a frame" in two.run(jobs.share_pass, 2, "wan", case)[0]
+    assert "1 tokens in a frame" in two_ranks.run(jobs.share_pass, 2, "wan", case)[0]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_traffic_is_what_is_reckoned(two: Ranks, jobs: ModuleType, batch: int) -> None:
+def test_traffic_is_what_is_reckoned(two_ranks: Ranks, jobs: ModuleType, batch: int) -> None:
     case: dict[str, Any] = dict(heads=4, frames=3, side=(2, 3), batch=batch, timed=False)
     model, inputs = jobs.make_model("wan", **case)
     shape = shape_of(model, inputs[0][:1], inputs[2][:1])
     step = predict(shape, 2, LINKS["PCIe"], flops=1.0, guided=batch == 2)
     assert step is not None
-    assert two.run(jobs.send_pass, "wan", case) == [step.sent, step.sent]
+    assert two_ranks.run(jobs.send_pass, "wan", case) == [step.sent, step.sent]
 
 
-def test_clip_on_two(two: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
-    apart, bright = two.run(jobs.clip, 2, str(clip_folder))[0]
+def test_clip_on_two(two_ranks: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
+    apart, bright = two_ranks.run(jobs.clip, 2, str(clip_folder))[0]
     assert apart <= 1
     assert bright > 0
 
@@ -110,29 +82,29 @@ def check_stream(
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_stream_on_two(two: Ranks, jobs: ModuleType, tiny_folder: Path, scale: float) -> None:
-    check_stream(two, jobs, 2, tiny_folder, {"guidance_scale": scale}, frames=37, cut=None)
+def test_stream_on_two(two_ranks: Ranks, jobs: ModuleType, tiny_folder: Path, scale: float) -> None:
+    check_stream(two_ranks, jobs, 2, tiny_folder, {"guidance_scale": scale}, frames=37, cut=None)
 
 
-def test_stream_with_cuts(two: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
-    check_stream(two, jobs, 2, tiny_folder, {"sinks": 1}, frames=50, cut=15)
+def test_stream_with_cuts(two_ranks: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+    check_stream(two_ranks, jobs, 2, tiny_folder, {"sinks": 1}, frames=50, cut=15)
 
 
 @pytest.mark.slow
-def test_stream_on_three(four: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+def test_stream_on_three(four_ranks: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
     recipe = {"guidance_scale": 2.0}
-    check_stream(four, jobs, 3, tiny_folder, recipe, frames=60, cut=15)
-    check_stream(four, jobs, 1, tiny_folder, recipe, frames=37, cut=None)
+    check_stream(four_ranks, jobs, 3, tiny_folder, recipe, frames=60, cut=15)
+    check_stream(four_ranks, jobs, 1, tiny_folder, recipe, frames=37, cut=None)
 
 
 @pytest.mark.slow
-def test_clip_on_more(four: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
+def test_clip_on_more(four_ranks: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
     # The tiny model has two heads: four ranks are two for each prompt, and three are too many.
-    assert four.run(jobs.clip, 4, str(clip_folder))[0][0] <= 1
+    assert four_ranks.run(jobs.clip, 4, str(clip_folder))[0][0] <= 1
 
 
 @pytest.mark.slow
-def test_stream_on_four(four: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
+def test_stream_on_four(four_ranks: Ranks, jobs: ModuleType, tiny_folder: Path) -> None:
     for scale in (1.0, 2.0):
         recipe = {"guidance_scale": scale}
-        check_stream(four, jobs, 4, tiny_folder, recipe, levels=1, frames=60, cut=15)
+        check_stream(four_ranks, jobs, 4, tiny_folder, recipe, levels=1, frames=60, cut=15)
