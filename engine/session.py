@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from .awaiting import AwaitedSteps
 from .controls import (
     MAX_QUEUE,
     Update,
@@ -23,7 +22,7 @@ from .controls import (
     check_steps,
 )
 from .errors import InputError, ResourceError
-from .layers.pixels import to_float
+from .generator import ChunkGenerator
 from .media.feed import Feed
 from .memory import shortage_told
 from .native import Pacer
@@ -43,13 +42,9 @@ if TYPE_CHECKING:
     from .runners.runner import Runner
     from .sampling.stream import StreamState
     from .sampling.track import Position
-    from .types import KV, Frames
+    from .types import Frames
 
 _FEED_CHUNKS = 2
-
-
-class _NotBegun:
-    """Stands for a chunk that was given up before it was begun, in a pause say."""
 
 
 class Session:
@@ -88,7 +83,7 @@ class Session:
         self._config = config
         self._state = state
         self._sampler = runner.sampler(config, state.width, state.height)
-        self._maker = runner.maker(self._sampler)
+        self._generator = ChunkGenerator(runner, config, self._sampler, loras)
         self._model = model
         self._loras = loras
         chunk = config.chunk_latents * runner.vae.temporal_factor
@@ -100,11 +95,7 @@ class Session:
         self._making = threading.Lock()
         self._paused = False
         self._closed = False
-        self._worker = ThreadPoolExecutor(1, "livereel")
-        self._coming: Future[Chunk | _NotBegun | None] | None = None
-        self._awaited = False
-        self._kv: tuple[Tensor, KV] | None = None
-        self._negative: KV | None = None
+        self._awaited = AwaitedSteps(self._wake)
         self.fps = fps
 
     # Controls
@@ -304,11 +295,9 @@ class Session:
         check_prompt(state.prompt)
         check_steps(state.steps, self._config)
         fill_state(state, tensors, self._sampler, self._runner, light=light)
-        self._use_loras(state)
+        self._generator.use_loras(state)
         if light and state.recent is not None:
-            self._sampler.rebuild(state, self._text(state, Watch(self._runner.device)))
-            latents = state.recent[:, : self._sampler.channels]
-            _, state.caches = self._runner.decode(latents)
+            self._generator.rebuild(state)
 
     # Iteration
 
@@ -317,7 +306,7 @@ class Session:
 
     def __next__(self) -> Chunk:
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self.ready)
+            self._wake.wait_for(self._unblocked)
         chunk = self._step()
         if chunk is None:
             raise StopIteration
@@ -349,45 +338,13 @@ class Session:
         return self
 
     async def __anext__(self) -> Chunk:
-        # Whoever awaits may give up, by a timeout say; the next one to await, be it in another
-        # event loop, gets the chunk that is then in the making.
-        with self._wake:
-            if self._awaited:
-                raise InputError("the session is awaited already; await it from one task at a time")
-            self._awaited = True
-        try:
-            while True:
-                if self._coming is None:
-                    self._coming = self._worker.submit(self._step_awaited)
-                chunk = await self._outcome(self._coming)
-                if not isinstance(chunk, _NotBegun):
-                    break
-        finally:
-            with self._wake:
-                self._awaited = False
-                self._wake.notify_all()
+        chunk = await self._awaited.next(self._step, self._unblocked)
         if chunk is None:
             raise StopAsyncIteration
         return chunk
 
-    async def _outcome(self, coming: Future[Chunk | _NotBegun | None]) -> Chunk | _NotBegun | None:
-        """What `coming` gives; it is forgotten then, but not where waiting for it is cancelled."""
-        here = asyncio.wrap_future(coming)
-        try:
-            await asyncio.wait([here])
-        except asyncio.CancelledError:
-            here.cancel()
-            raise
-        self._coming = None
-        return _NotBegun() if here.cancelled() else here.result()
-
-    def _step_awaited(self) -> Chunk | _NotBegun | None:
-        """`_step`, unless in a pause nobody awaits it any more."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._closed or self.ready or not self._awaited)
-            if not self.ready and not self._closed:
-                return _NotBegun()
-        return self._step()
+    def _unblocked(self) -> bool:
+        return self._closed or self.ready
 
     def __enter__(self) -> Session:
         return self
@@ -421,53 +378,13 @@ class Session:
     def _make(self, state: StreamState, updates: Sequence[Update], pushed: Frames | None) -> Chunk:
         """The next chunk, from frames that were `pushed` if it is fed; `state` becomes what follows
         it."""
-        watch, passes = Watch(self._runner.device), 0
-        self._use_loras(state)
+        watch = Watch(self._runner.device)
         wanted = [update.steps for update in updates if update.steps is not None]
         pace = self._pacer.begin(watch.start, passes=[state.steps, *wanted][-1])
-        dropped = any(update.reset or update.cut for update in updates)
-        alone = bool(updates) or given_chunk(self._config, state) is not None
-        alone = alone or not self._sampler.denoiser.in_place
-        if state.pending is not None and alone and not dropped:
-            passes += self._sampler.remember(state, self._text(state, watch))
-            watch.lap("cache")
-        passes += self._apply(state, updates, watch, recache=pace.optional_work)
-        text = self._text(state, watch)
-        given = given_chunk(self._config, state)
-        if given is not None:
-            latents = given
-        else:
-            if pushed is not None:
-                self._encode(state, pushed)
-            latents = self._maker.latents(state, text, self._negative, pace.passes)
-            passes += self._sampler.passes(state, pace.passes, self._negative)
-            state.source = None
-        self._sampler.keep(state, latents)
-        watch.lap("dit")
-        arriving, state.caches = self._maker.frames(latents, state.caches, watch)
-        if self._feed is None and given_chunk(self._config, state) is None:
-            self._maker.ahead(state, text, self._negative, pace.passes)
-        frames = arriving()
-        watch.stop()
+        frames, passes = self._generator.generate(
+            state, updates, pushed, pace, watch, fed=self._feed is not None
+        )
         return self._send(state, frames, watch, passes, pace, updates)
-
-    def _cut(self, state: StreamState, image: Frames | None) -> None:
-        """Begin anew, with noise that has not been used."""
-        state.noise_offset += state.chunk
-        state.restart()
-        state.given = None if image is None else self._runner.encode(to_float(image[None]))[0]
-
-    def _use_loras(self, state: StreamState) -> None:
-        """See that the DiT's weights are this session's."""
-        if self._loras is not None and self._loras.use(state.loras):
-            self._kv = self._negative = None
-
-    def _encode(self, state: StreamState, pushed: Frames) -> None:
-        """Make of frames the latents that the next chunk starts from. A reset since they were taken
-        may leave some over: the newest count."""
-        wanted = fed_frames(self._config, state, self._runner.vae.temporal_factor)
-        frames = to_float(pushed[-wanted:])
-        state.source, state.encoder = self._runner.encode(frames, state.encoder)
 
     def _send(
         self,
@@ -504,49 +421,6 @@ class Session:
         )
         applied = tuple(update.name for update in updates)
         return Chunk(frames=frames, index=index, pts=pts, stats=stats, applied=applied)
-
-    def _apply(
-        self, state: StreamState, updates: Sequence[Update], watch: Watch, *, recache: bool
-    ) -> int:
-        """Let controls take hold, in order, with or without a recache; gives the passes taken."""
-        passes = 0
-        for i, update in enumerate(updates):
-            if update.reset:
-                state.restart()
-            if update.cut:
-                self._cut(state, update.image)
-            if update.seed is not None:
-                state.seed = update.seed
-            if update.steps is not None:
-                state.steps = update.steps
-            if update.strength is not None:
-                state.strength = update.strength
-            if update.loras is not None:
-                state.loras = update.loras
-                self._use_loras(state)
-            if update.control is not None:
-                self._sampler.lead(state, update.control)
-            if update.prompt is not None:
-                state.prompt, state.text = update.prompt, None
-            # A later recache or reset would undo this one.
-            undone = any(u.recache or u.reset or u.cut for u in updates[i + 1 :])
-            if recache and update.recache and not undone:
-                passes += self._sampler.rebuild(state, self._text(state, watch))
-                watch.lap("cache")
-        return passes
-
-    def _text(self, state: StreamState, watch: Watch) -> KV:
-        """Keys and values of the present prompt (and of none at all, where guidance is on)."""
-        config, runner = self._config, self._runner
-        if state.text is None:
-            state.text = runner.encode_text(state.prompt, config.max_sequence_length)
-        if self._kv is None or self._kv[0] is not state.text:
-            self._kv = state.text, runner.transformer.text_kv(state.text)
-        if self._negative is None and config.guidance_scale > 1:
-            nothing = runner.encode_text("", config.max_sequence_length)
-            self._negative = runner.transformer.text_kv(nothing)
-        watch.lap("text")
-        return self._kv[1]
 
     def _put(self, update: Update) -> None:
         with self._wake:

@@ -104,5 +104,5 @@ def test_a_led_stream_is_the_same_in_the_ring_and_over_a_gathered_past() -> None
 def test_replayed_graphs_are_given_each_chunk_s_own_control() -> None:
     plain, replayed = open_session("triton"), open_session("triton")
     gpu: Any = Graphs()
-    replayed._maker = GraphedMaker(replayed._runner, replayed._sampler, gpu)
+    replayed._generator._maker = GraphedMaker(replayed._runner, replayed._sampler, gpu)
     assert np.array_equal(led(replayed, 14), led(plain, 14))

@@ -56,7 +56,8 @@ def no_waiting() -> Iterator[None]:
 def test_graphs_give_the_same_frames(demo: Engine) -> None:
     plain = replace(demo, runner=replace(demo.runner, graphs=False)).open(PROMPT, seed=3)
     graphed = demo.open(PROMPT, seed=3)
-    assert isinstance(graphed._maker, GraphedMaker) and not isinstance(plain._maker, GraphedMaker)
+    assert isinstance(graphed._generator._maker, GraphedMaker)
+    assert not isinstance(plain._generator._maker, GraphedMaker)
     assert np.array_equal(frames(graphed, 12), frames(plain, 12))
     for session in (plain, graphed):
         session.update(prompt="a green square moving up on a white background", recache=True)

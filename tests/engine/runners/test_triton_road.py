@@ -194,7 +194,7 @@ class StandIn:
 
 def graphed(model: TorchRunner, gpu: StandIn) -> Session:
     session = open_session(model)
-    session._maker = GraphedMaker(model, session._sampler, gpu)
+    session._generator._maker = GraphedMaker(model, session._sampler, gpu)
     return session
 
 
@@ -237,7 +237,7 @@ def test_a_chunk_whose_decoding_failed_is_made_once_more() -> None:
     model, gpu = runner("triton"), StandIn()
     plain, replayed = take(open_session(model), 9), graphed(model, gpu)
     take(replayed, 6)
-    maker: Any = replayed._maker
+    maker: Any = replayed._generator._maker
     begin_ahead, maker.ahead = maker.ahead, None  # raises TypeError
     with pytest.raises(TypeError):
         next(replayed)
