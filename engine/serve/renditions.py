@@ -49,6 +49,10 @@ class Renditions:
         for level in set(self._by_level) - wanted:
             del self._by_level[level]
 
+    def end(self) -> None:
+        """Let go of all encoders, which hold megabytes each."""
+        self._by_level.clear()
+
     async def encode(
         self, pixels: Frames, *, frame: int, chunk: int, pts: int
     ) -> dict[int, Packet]:

@@ -66,14 +66,12 @@ async def _talk(socket: WebSocket, streams: Streams, limits: Limits) -> tuple[Cl
     viewer = Viewer(send)
     stream, owner = await _enter(streams, first, viewer)
     log("viewer_joined", session=stream.id, owner=owner)
-    tasks = [
-        asyncio.create_task(viewer.run()),
-        asyncio.create_task(_listen(socket, stream, viewer, owner)),
-        asyncio.create_task(viewer.wait_cut()),
-    ]
+    sent = asyncio.create_task(viewer.run())
+    heard = asyncio.create_task(_listen(socket, stream, viewer, owner))
+    cut = asyncio.create_task(viewer.wait_cut())
+    tasks = (sent, heard, cut)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        sent, heard, cut = tasks
         if heard.done():
             heard.result()  # raises what ended it
         if cut.done():
@@ -87,6 +85,9 @@ async def _talk(socket: WebSocket, streams: Streams, limits: Limits) -> tuple[Cl
         await asyncio.gather(*tasks, return_exceptions=True)
         await stream.leave(viewer)
         log("viewer_left", session=stream.id, owner=owner, dropped=sum(viewer.dropped.values()))
+        # What is raised here knows this frame: were it to know its task, both would stay, and the
+        # stream with them, until Python looks for such circles.
+        del tasks, sent, heard, cut
 
 
 async def _enter(streams: Streams, request: protocol.Create, viewer: Viewer) -> tuple[Stream, bool]:

@@ -297,6 +297,7 @@ class Stream:
             await self._engine.close(self.session)
         finally:
             self._ended_already = True
+            self._renditions.end()
             if self.feed is not None:
                 self.feed.close()
             for event_id in self._stopped_by:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import socket as sockets
 import time
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,7 +25,7 @@ from livereel.engine.serve.limits import Limits
 from livereel.engine.serve.protocol import Close
 
 from .conftest import Live, MakeLive
-from .talk import everything, hear, say, settled
+from .talk import comes_to_hold, everything, hear, say, settled
 
 RED = "a red circle moving right"
 
@@ -191,6 +193,30 @@ def test_an_owner_that_stays_away_loses_its_stream(make_live: MakeLive) -> None:
         assert refused.value.code == "gone"
 
     run(work())
+
+
+def test_what_a_stream_held_goes_with_it(make_live: MakeLive) -> None:
+    live = make_live(limits=Limits(lease_s=0.2))
+    kept: list[weakref.ref[Any]] = []
+
+    async def work(*, stops: bool) -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            await anext_(aiter_(stream))
+            (open_,) = live.server.streams._open.values()
+            kept.extend((weakref.ref(open_), weakref.ref(open_._renditions.of(0))))
+            if stops:
+                await stream.stop()
+            else:
+                stream._done = True  # it does not come back
+                stream.cut()
+
+    gc.disable()
+    try:
+        for stops in (True, False):
+            run(work(stops=stops))
+        assert comes_to_hold(lambda: all(ref() is None for ref in kept))
+    finally:
+        gc.enable()
 
 
 def test_work_stops_when_nobody_watches(live: Live) -> None:
