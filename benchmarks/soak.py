@@ -4,9 +4,9 @@
 
 A few clients open streams, change them, pause, cut their connection and come back, vanish, and
 begin anew. Every few seconds the memory and the open files of the server's and the engine's
-processes are noted. Reported is the slope of memory after the warm-up, in MB a minute, and how many
-files are open before and after; the exit code is 1 when memory grew by `MOST_MB` a minute or more,
-files are left, or a client met an error.
+processes are noted, and the machine's load, since other work may run on it. Reported is the slope
+of memory after the warm-up, in MB a minute, and how many files are open before and after; the exit
+code is 1 when memory grew by `MOST_MB` a minute or more, files are left, or a client met an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import os
 import random
 import statistics
 import sys
@@ -39,13 +40,14 @@ REST_S = 40.0
 
 @dataclass(frozen=True)
 class Sample:
-    """At so many seconds: megabytes and open files of both processes."""
+    """At so many seconds: megabytes and open files of both processes, and the machine's load."""
 
     at_s: float
     server_mb: float
     engine_mb: float
     server_files: int
     engine_files: int
+    load: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": Path(options.model).name,
         "minutes": options.minutes,
         "streams": options.streams,
+        "fps": options.fps,
         "did": dict(did),
         **figures,
         "samples": [dataclasses.asdict(sample) for sample in samples],
@@ -124,6 +127,7 @@ async def _soak(server: Served, options: argparse.Namespace) -> tuple[list[Sampl
                 round(usage.engine_memory / 1e6, 2),
                 usage.files,
                 usage.engine_files,
+                round(os.getloadavg()[0], 2),
             )
         )
         await asyncio.sleep(min(SAMPLE_S, max(0.0, end - time.monotonic())))
@@ -177,20 +181,22 @@ async def _use(stream: AsyncStream, chance: random.Random, until: float, did: Co
 
 
 def plot(samples: Sequence[Sample], path: Path) -> None:
-    """Memory and files over time."""
+    """Memory, files and load over time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     minutes = [sample.at_s / 60 for sample in samples]
     left.plot(minutes, [sample.server_mb for sample in samples], label="server")
     left.plot(minutes, [sample.engine_mb for sample in samples], label="engine")
     left.set(xlabel="minutes", ylabel="resident MB", ylim=(0, None))
     left.legend(frameon=False)
-    right.plot(minutes, [sample.server_files for sample in samples], label="server")
-    right.plot(minutes, [sample.engine_files for sample in samples], label="engine")
-    right.set(xlabel="minutes", ylabel="open files", ylim=(0, None))
-    right.legend(frameon=False)
+    middle.plot(minutes, [sample.server_files for sample in samples], label="server")
+    middle.plot(minutes, [sample.engine_files for sample in samples], label="engine")
+    middle.set(xlabel="minutes", ylabel="open files", ylim=(0, None))
+    middle.legend(frameon=False)
+    right.plot(minutes, [sample.load for sample in samples])
+    right.set(xlabel="minutes", ylabel="machine's load average", ylim=(0, None))
     figure.savefig(path, dpi=110)
 
 

@@ -26,13 +26,13 @@ def test_the_table_has_a_column_for_each_figure() -> None:
 
 def test_plots_are_written(tmp_path: Path) -> None:
     bench_serve.plot([ROW], tmp_path / "serve.png")
-    samples = [Sample(at, 100.0 + at, 200.0, 30, 20) for at in (0.0, 5.0)]
+    samples = [Sample(at, 100.0 + at, 200.0, 30, 20, 1.5) for at in (0.0, 5.0)]
     soak.plot(samples, tmp_path / "soak.png")
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("serve.png", "soak.png"))
 
 
 def test_a_slope_is_a_minutes_growth() -> None:
-    samples = [Sample(10.0 * i, 100.0 + 0.5 * i, 50.0, 9, 9) for i in range(20)]
+    samples = [Sample(10.0 * i, 100.0 + 0.5 * i, 50.0, 9, 9, 1.0) for i in range(20)]
     assert soak.slope(samples, "server_mb") == pytest.approx(3.0)
     assert soak.slope(samples, "engine_mb") == 0.0
     assert soak.slope(samples[:1], "server_mb") == 0.0
