@@ -21,10 +21,11 @@ from livereel.kernels.rms_norm_silu import rms_norm_silu
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
 
 from ...layers.causal_conv import CacheTape, ConvCaches, Neighbor, edge_frames
-from . import vae
+from . import vae_blocks
 
 if TYPE_CHECKING:
     from ...layers.norm import ChannelRMSNorm
+    from .vae import WanVAE
 
 
 Launched = tuple[Tensor, Tensor, Tensor]
@@ -118,7 +119,7 @@ class EndConv:
 class Residual:
     """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
 
-    def __init__(self, block: vae.ResidualBlock) -> None:
+    def __init__(self, block: vae_blocks.ResidualBlock) -> None:
         self.gain, self.inner = gain_of(block.norm1), gain_of(block.norm2)
         self.first, self.second = Conv(block.conv1), Conv(block.conv2)
         shortcut = block.conv_shortcut
@@ -135,7 +136,7 @@ class Attention:
 
     gain = None
 
-    def __init__(self, layer: vae.FrameAttention) -> None:
+    def __init__(self, layer: vae_blocks.FrameAttention) -> None:
         self.layer = layer
 
     def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
@@ -148,7 +149,7 @@ class Down:
 
     gain = None
 
-    def __init__(self, layer: vae.Downsample) -> None:
+    def __init__(self, layer: vae_blocks.Downsample) -> None:
         self.space = Conv(cast(nn.Conv2d, layer.resample[1]))
         self.time = None if layer.time_conv is None else Conv(layer.time_conv)
 
@@ -185,7 +186,7 @@ class Up:
 
     gain = None
 
-    def __init__(self, layer: vae.Upsample) -> None:
+    def __init__(self, layer: vae_blocks.Upsample) -> None:
         conv = cast(nn.Conv2d, layer.resample[1])
         self.phases = fold_upsampled(conv.weight.detach())
         self.bias = None if conv.bias is None else conv.bias.detach()
@@ -210,13 +211,13 @@ class Level:
     """Layers in turn, and their shortcut: Wan 2.2's levels."""
 
     def __init__(
-        self, layers: Sequence[Layer], level: vae.ShrinkingLevel | vae.GrowingLevel
+        self, layers: Sequence[Layer], level: vae_blocks.ShrinkingLevel | vae_blocks.GrowingLevel
     ) -> None:
         self.layers, self.level, self.gain = layers, level, layers[0].gain
 
     def step(self, flow: Flow, tape: CacheTape, gain: Tensor | None, last: bool) -> Flow:
         x = without_gutter(flow.x)
-        if isinstance(self.level, vae.GrowingLevel):
+        if isinstance(self.level, vae_blocks.GrowingLevel):
             shortcut = self.level.shortcut(x, first=tape.first)
         else:
             shortcut = self.level.shortcut(x)
@@ -258,11 +259,13 @@ def run(layers: Sequence[Layer], flow: Flow, tape: CacheTape) -> Tensor:
     return flow.x
 
 
-def down_layer(block: vae.ResidualBlock | vae.Downsample | vae.ShrinkingLevel) -> Layer:
+def down_layer(
+    block: vae_blocks.ResidualBlock | vae_blocks.Downsample | vae_blocks.ShrinkingLevel,
+) -> Layer:
     """A part of the encoder between its ends."""
-    if isinstance(block, vae.ResidualBlock):
+    if isinstance(block, vae_blocks.ResidualBlock):
         return Residual(block)
-    if isinstance(block, vae.Downsample):
+    if isinstance(block, vae_blocks.Downsample):
         return Down(block)
     layers: list[Layer] = [Residual(inner) for inner in block.resnets]
     if block.downsampler is not None:
@@ -270,15 +273,15 @@ def down_layer(block: vae.ResidualBlock | vae.Downsample | vae.ShrinkingLevel) -
     return Level(layers, block)
 
 
-def up_layers(level: vae.UpBlock | vae.GrowingLevel) -> list[Layer]:
+def up_layers(level: vae_blocks.UpBlock | vae_blocks.GrowingLevel) -> list[Layer]:
     """A level of the decoder."""
     layers: list[Layer] = [Residual(block) for block in level.resnets]
-    if isinstance(level, vae.GrowingLevel):
+    if isinstance(level, vae_blocks.GrowingLevel):
         return [Level([*layers, Up(level.upsampler)], level)]
     return [*layers, *(Up(layer) for layer in level.upsamplers)]
 
 
-def mid_layers(block: vae.MidBlock) -> list[Layer]:
+def mid_layers(block: vae_blocks.MidBlock) -> list[Layer]:
     """Those at the lowest resolution."""
     before, behind = block.resnets
     return [Residual(before), Attention(block.attentions[0]), Residual(behind)]
@@ -289,7 +292,7 @@ class FusedVAE:
 
     cache_time = 1
 
-    def __init__(self, model: vae.WanVAE) -> None:
+    def __init__(self, model: WanVAE) -> None:
         self.model = model
         self.channels = model.channels
         self.chunk: int | None = None

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from ...layers.causal_conv import CausalConv3d
     from ...layers.upsample import Upsample2xConv
-    from . import vae
+    from . import vae_blocks
+    from .vae import WanVAE
 
 
 class Layer(Protocol):
@@ -46,7 +47,7 @@ class Layer(Protocol):
 class ResidualBlock:
     """norm, SiLU, conv, norm, SiLU, conv, added to the (projected) input."""
 
-    def __init__(self, block: vae.ResidualBlock) -> None:
+    def __init__(self, block: vae_blocks.ResidualBlock) -> None:
         self.first = PackedCausalConv(block.conv1, block.norm1)
         self.second = PackedCausalConv(block.conv2, block.norm2)
         shortcut = block.conv_shortcut
@@ -62,7 +63,7 @@ class ResidualBlock:
 class FrameAttention:
     """Single-head self-attention inside each frame."""
 
-    def __init__(self, layer: vae.FrameAttention) -> None:
+    def __init__(self, layer: vae_blocks.FrameAttention) -> None:
         self.gain = floats(layer.norm.gamma.flatten())
         self.qkv = PackedLinear(layer.to_qkv)
         self.proj = PackedLinear(layer.proj)
@@ -103,7 +104,7 @@ class DoubleFrames:
 class NativeVAE:
     """A Wan VAE that encodes as `model` does, and decodes faster."""
 
-    def __init__(self, model: vae.WanVAE) -> None:
+    def __init__(self, model: WanVAE) -> None:
         self.model = model
         self.channels = model.channels
         self.chunk: int | None = None
@@ -120,7 +121,7 @@ class NativeVAE:
             FrameAttention(mid.attentions[0]),
             ResidualBlock(mid.resnets[1]),
         ]
-        for level in cast("Sequence[vae.UpBlock]", decoder.up_blocks):
+        for level in cast("Sequence[vae_blocks.UpBlock]", decoder.up_blocks):
             self._layers += [ResidualBlock(block) for block in level.resnets]
             for upsample in level.upsamplers:
                 if upsample.time_conv is not None:
@@ -131,7 +132,7 @@ class NativeVAE:
         self._layers.append(PackedCausalConv(decoder.conv_out, decoder.norm_out))
 
     @staticmethod
-    def fits(model: vae.WanVAE) -> bool:
+    def fits(model: WanVAE) -> bool:
         """Whether the kernels can run it: Wan 2.1's layout, what `affordable` says, and channels in
         pairs."""
         if model.config.is_residual:

@@ -19,7 +19,8 @@ from livereel.engine.layers.causal_conv import CausalConv3d
 from livereel.engine.layers.layout import channels_last
 from livereel.engine.models.cogvideox.config import CogVideoXVAEConfig
 from livereel.engine.models.cogvideox.vae import CogVideoXVAE
-from livereel.engine.models.wan.vae import FrameAttention, WanVAE
+from livereel.engine.models.wan.vae import WanVAE
+from livereel.engine.models.wan.vae_blocks import FrameAttention
 from livereel.engine.models.wan.vae_config import WanVAEConfig
 from livereel.engine.parallel.group import Group
 from livereel.engine.parallel.space_split import decode_space_split, encode_space_split
@@ -99,28 +100,33 @@ class Watch(TorchDispatchMode):
 
 @torch.inference_mode()
 def split(
-    group: Group, *, ranks: int, vae: str, way: str, frames: int, size: tuple[int, int],
-    batch: int = 1, counts: Sequence[int] | None = None, road: str = "",
+    group: Group, *, ranks: int, vae: str, way: str, cuts: Sequence[int], size: tuple[int, int],
+    batch: int = 1, counts: Sequence[Sequence[int]] | None = None, road: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Encode or decode noise, of so many latent frames, on some ranks; on the first alone too."""
+    """Encode or decode noise, so many latent frames at a time, on some ranks; on the first alone
+    too."""
     part = group.part(*range(ranks))
     if part is None:
         return {}
     model = make(vae, road)
-    x, _ = noise(model, way, [frames], size, batch)
+    x, pieces = noise(model, way, cuts, size, batch)
     over_ranks = decode_time_split if way == "decode" else encode_time_split
     if road == "channels last":
         x = x.contiguous(memory_format=torch.channels_last_3d)
-    with Watch() as watch:
-        got = over_ranks(model, x, part, counts)
-    result: dict[str, Any] = {"sent": watch.sent, "other": dict(watch.other), "peak": watch.peak}
-    if got is not None:
+    result: dict[str, Any] = {"peak": 0, "alone": 0, "apart": 0.0}
+    caches, kept = None, None
+    for piece, given in zip(x.split(pieces, dim=2), counts or [None] * len(cuts), strict=True):
         with Watch() as watch:
-            one, caches = getattr(model, way)(x)
-        result["alone"] = watch.peak
-        result["caches"] = [tuple(cache.shape) for cache in caches]
-        result["shapes"] = tuple(got.shape), tuple(one.shape)
-        result["apart"] = float((got - one).abs().max())
+            got, caches = over_ranks(model, piece, part, caches, given)
+        result |= {"sent": watch.sent, "other": dict(watch.other)}
+        result["peak"] = max(result["peak"], watch.peak)
+        if got is not None:
+            with Watch() as watch:
+                one, kept = getattr(model, way)(piece, kept)
+            result["alone"] = max(result["alone"], watch.peak)
+            result["caches"] = [tuple(cache.shape) for cache in kept]
+            result["shapes"] = tuple(got.shape), tuple(one.shape)
+            result["apart"] = max(result["apart"], float((got - one).abs().max()))
     return result
 
 
