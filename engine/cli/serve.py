@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     replicas.check(options)
     key = _key(options)
     try:
-        from ..serve import logs
+        from ..serve import heap, logs
         from ..serve import run as running
         from ..serve.app import Server
         from ..serve.engine_process import EngineProcess
@@ -115,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if options.ray:
         return _run_on_ray(options, key)
     logs.to_stderr()
+    heap.keep_compact()
     listening = running.bind(options.host, options.port)
     with TemporaryDirectory(prefix="livereel-") as passing:
         setup = Setup(
