@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from .space_split import decode_space_split, has_bands
+from .time_split import can_split, decode_time_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from ..layers.causal_conv import ConvCaches
     from ..types import VAE
     from .group import Group
+
+    Decode = Callable[[Any, Tensor, Group, ConvCaches | None], tuple[Tensor | None, ConvCaches]]
 
 
 def can_band(vae: VAE) -> bool:
@@ -22,12 +26,22 @@ def can_band(vae: VAE) -> bool:
 def banded(vae: VAE, group: Group) -> VAE:
     """`vae` with its decoder on all ranks of `group`, a band of the picture each (see
     `space_split.py`); rank 0 has the frames, others have black ones."""
-    return cast("VAE", _BandedVAE(vae, group)) if group.size > 1 else vae
+    return _shared(vae, group, decode_space_split)
 
 
-class _BandedVAE:
-    def __init__(self, vae: Any, group: Group) -> None:
-        self._vae, self._group = vae, group
+def in_turns(vae: VAE, group: Group) -> VAE:
+    """`vae` with its decoder on all ranks of `group`, some of a clip's frames on each (see
+    `time_split.py`), where it can be split so; frames are as in `banded`."""
+    return _shared(vae, group, decode_time_split) if can_split(vae) else vae
+
+
+def _shared(vae: VAE, group: Group, decode: Decode) -> VAE:
+    return cast("VAE", _SharedVAE(vae, group, decode)) if group.size > 1 else vae
+
+
+class _SharedVAE:
+    def __init__(self, vae: Any, group: Group, decode: Decode) -> None:
+        self._vae, self._group, self._decode = vae, group, decode
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
@@ -35,7 +49,7 @@ class _BandedVAE:
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
-        frames, new = decode_space_split(self._vae, latents, self._group, caches)
+        frames, new = self._decode(self._vae, latents, self._group, caches)
         if frames is None:
             time, space = self._vae.temporal_factor, self._vae.spatial_factor
             count = time * latents.shape[2] - (time - 1 if caches is None else 0)

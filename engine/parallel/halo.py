@@ -47,7 +47,6 @@ class HaloTape(CacheTape):
         self.first = caches is None and route.before is None
         self._route, self._time = route, time
         self._under_way: deque[tuple[Exchange, Tensor]] = deque()
-        self._sizes: list[torch.Size] = []
 
     @property
     def neighbor(self) -> HaloTape | None:
@@ -63,7 +62,6 @@ class HaloTape(CacheTape):
         sent = self._channels_last(cache).contiguous()
         exchange = self._route.group.exchange({self._route.after: sent}, {})
         self._under_way.append((exchange, sent))
-        self._sizes.append(sent.shape)
 
     def swap(self, x: Tensor, length: int) -> Callable[[], Tensor]:
         """As `Neighbor.swap`. Where `x` is shorter than that, the neighbor's frames pass through,
@@ -94,24 +92,6 @@ class HaloTape(CacheTape):
         while len(self._under_way) > but:
             self._under_way.popleft()[0].wait()
 
-    def bring_back(self, like: Tensor) -> ConvCaches | None:
-        """What the group's last rank kept, on rank 0, which runs what comes next; None elsewhere.
-
-        All ranks must have run frames. `like` has the caches' dtype and device.
-        """
-        group, last = self._route.group, self._route.group.size - 1
-        if last == 0:
-            return self.caches()
-        if group.rank == last:
-            for cache in self.caches():
-                group.exchange({0: self._channels_last(cache).contiguous()}, {}).wait()
-        if group.rank != 0:
-            return None
-        caches = [like.new_empty(size) for size in self._sizes]
-        for cache in caches:
-            group.exchange({}, {last: cache}).wait()
-        return tuple(map(self._as_cache, caches))
-
     def _channels_last(self, x: Tensor) -> Tensor:
         """`[B, T, H, W, C]`, as caches travel however they lie in memory at either end."""
         return x if self._time == 1 else x.movedim(1, -1)
@@ -128,19 +108,27 @@ def newest(x: Tensor, length: int, time: int) -> Tensor:
 
 
 def to_first(
-    own: Tensor, sizes: Sequence[int], dim: int, group: Group, room: Tensor | None = None
-) -> Tensor | None:
-    """The ranks' tensors, which measure `sizes` along `dim` and else the same, one behind the other
-    on rank 0, in `room` if that is given; None on others. A rank with none need not call this."""
+    own: Tensor | None, sizes: Sequence[int], dim: int, group: Group, room: Tensor | None = None,
+    places: Sequence[int] | None = None,
+) -> Tensor | None:  # fmt: skip
+    """The tensors of the ranks at `places` (by default all), which measure `sizes` along `dim` and
+    else the same, one behind the other on rank 0; None on others.
+
+    They come into `room` if that is given, as it must be where rank 0 is not among them.
+    """
     if group.rank:
-        group.exchange({0: own.contiguous()}, {}).wait()
+        if own is not None:
+            group.exchange({0: own.contiguous()}, {}).wait()
         return None
     if room is None:
+        assert own is not None
         room = own.new_empty((*own.shape[:dim], sum(sizes), *own.shape[dim + 1 :]))
-    for place, target in enumerate(room.split(list(sizes), dim)):
+    parts = room.split(list(sizes), dim)
+    for place, target in zip(range(group.size) if places is None else places, parts, strict=True):
         part = own
         if place:
             part = target.new_empty(target.shape)
             group.exchange({}, {place: part}).wait()
+        assert part is not None
         target.copy_(part)
     return room

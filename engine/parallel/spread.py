@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..runners.torch import TorchRunner
-from .banded import banded, can_band
+from .banded import in_turns
 from .guidance import SpreadDenoiser
 from .pipeline import PipelineRunner
 
@@ -23,17 +23,19 @@ def spread(runner: Runner, group: Group, *, streams: bool) -> Runner:
 
     All ranks then make the same calls with the same arguments, and rank 0 alone has the frames. If
     the model `streams`, its chunks flow through the ranks (`pipeline.py`). Otherwise the ranks
-    share each pass over a whole clip (`guidance.py`, `sequence.py`), and then its pictures.
+    share each pass over a whole clip (`guidance.py`, `sequence.py`), and then its frames
+    (`time_split.py`).
     """
     if streams:
         return cast("Runner", PipelineRunner(runner, group))
     assert isinstance(runner, TorchRunner)  # packages hold models that stream
-    low = runner.low_noise
+    low, vae = runner.low_noise, in_turns(runner.vae, group)
     return replace(
         runner,
         transformer=_over(group, runner.transformer),
         low_noise=None if low is None else _over(group, low),
-        vae=banded(runner.vae, group) if can_band(runner.vae) else runner.vae,
+        vae=vae,
+        parts_at_once=1 if vae is runner.vae else group.size,
     )
 
 

@@ -137,13 +137,15 @@ def clip_length(runner: Runner, frames: int) -> int:
     return -(-(frames - 1) // runner.vae.temporal_factor) + 1
 
 
-def clip_parts(runner: Runner, latents: int) -> list[int]:
+def clip_parts(runner: TorchRunner, latents: int) -> list[int]:
     """How many of a clip's latent frames go through the decoder at a time."""
-    chunk = runner.vae.chunk
+    chunk, at_once = runner.vae.chunk, runner.parts_at_once
     if chunk is not None:
-        return cut(latents, chunk)
-    whole, rest = divmod(latents, CLIP_PART)
-    return [CLIP_PART] * whole + [rest] * (rest > 0)
+        chunks = cut(latents, chunk)
+        return [sum(chunks[i : i + at_once]) for i in range(0, len(chunks), at_once)]
+    part = at_once * CLIP_PART
+    whole, rest = divmod(latents, part)
+    return [part] * whole + [rest] * (rest > 0)
 
 
 def steps_taken(request: ClipRequest) -> int:

@@ -92,7 +92,8 @@ class TorchRunner:
     `low_noise` is a second DiT, which takes over from `transformer` below timestep `boundary`, and
     `image_encoder` makes tokens of pictures for a DiT that reads such; most models have neither.
     `denoiser` is the DiT as streams run it, `vae` the VAE and `to_bytes` what makes of its floats
-    `[B, 3, F, H, W]` bytes `[B, F, H, W, 3]`, all on the road that was chosen.
+    `[B, 3, F, H, W]` bytes `[B, F, H, W, 3]`, all on the road that was chosen. `parts_at_once` of
+    a whole clip go through the decoder together, where several devices share it.
     On a GPU streams replay `graphs` where the DiT works in the ring.
     """
 
@@ -109,6 +110,7 @@ class TorchRunner:
     boundary: float = 0.0
     image_encoder: ImageEncoder | None = None
     picture_scale: float = 1.0
+    parts_at_once: int = 1
 
     @classmethod
     def load(

@@ -179,7 +179,7 @@ def clip(group: Group, ranks: int, folder: str) -> tuple[int, int] | None:
     engine = Engine.load(folder, device="cpu", dtype="float32")
     parted = replace(engine, runner=spread(engine.runner, part, streams=False))
     made, alone = (
-        one.generate("a red ball", frames=9, width=80, height=48, steps=2, guidance_scale=4.0)
+        one.generate("a red ball", frames=25, width=48, height=32, steps=2, guidance_scale=4.0)
         for one in (parted, engine)
     )
     apart = abs(made.frames.astype(int) - alone.frames.astype(int)).max()

@@ -62,8 +62,12 @@ def test_traffic_is_what_is_reckoned(two_ranks: Ranks, jobs: ModuleType, batch: 
     assert two_ranks.run(jobs.send_pass, "wan", case) == [step.sent, step.sent]
 
 
-def test_clip_on_two(two_ranks: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
-    apart, bright = two_ranks.run(jobs.clip, 2, str(clip_folder))[0]
+@pytest.mark.parametrize("kind", ["clip_folder", "cogvideox_folder"])
+def test_clip_on_two(
+    two_ranks: Ranks, jobs: ModuleType, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Of seven latent frames, which two ranks decode in two rounds."""
+    apart, bright = two_ranks.run(jobs.clip, 2, str(request.getfixturevalue(kind)))[0]
     assert apart <= 1
     assert bright > 0
 
@@ -98,9 +102,12 @@ def test_stream_on_three(four_ranks: Ranks, jobs: ModuleType, tiny_folder: Path)
 
 
 @pytest.mark.slow
-def test_clip_on_more(four_ranks: Ranks, jobs: ModuleType, clip_folder: Path) -> None:
-    # The tiny model has two heads: four ranks are two for each prompt, and three are too many.
-    assert four_ranks.run(jobs.clip, 4, str(clip_folder))[0][0] <= 1
+@pytest.mark.parametrize("kind", ["clip_folder", "cogvideox_folder"])
+def test_clip_on_more(
+    four_ranks: Ranks, jobs: ModuleType, kind: str, request: pytest.FixtureRequest
+) -> None:
+    # The tiny models have two heads: four ranks are two for each prompt, and three are too many.
+    assert four_ranks.run(jobs.clip, 4, str(request.getfixturevalue(kind)))[0][0] <= 1
 
 
 @pytest.mark.slow

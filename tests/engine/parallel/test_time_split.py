@@ -28,14 +28,16 @@ def check(processes: Ranks, vae_jobs: ModuleType, **case: Any) -> list[dict[str,
 
 @st.composite
 def cases(draw: st.DrawFn, most: int) -> dict[str, Any]:
-    """Any split of a short clip of an odd size, over up to so many ranks."""
-    counts = [draw(st.integers(1, 3)), *draw(st.lists(st.integers(0, 3), max_size=most - 1))]
+    """Any split of a short clip of an odd size, whole or in two, over up to so many ranks."""
+    ranks = draw(st.integers(1, most))
+    shares = st.tuples(st.integers(1, 3), *[st.integers(0, 3)] * (ranks - 1))
+    counts = draw(st.lists(shares, min_size=1, max_size=2))
     vae = draw(st.sampled_from(["wan", "wan late", "wan 2.2", "cogvideox"]))
     plain = vae == "cogvideox"
     return dict(
-        ranks=len(counts),
+        ranks=ranks,
         counts=None if plain else draw(st.sampled_from([counts, None])),
-        frames=sum(counts),
+        cuts=[sum(each) for each in counts],
         vae=vae,
         way=draw(st.sampled_from(["decode", "encode"])),
         road=draw(st.sampled_from(ROADS[:2] if plain else ROADS)),
@@ -44,7 +46,7 @@ def cases(draw: st.DrawFn, most: int) -> dict[str, Any]:
     )
 
 
-@settings(settings.get_profile("ranks"), max_examples=25)
+@settings(settings.get_profile("ranks"), max_examples=20)
 @given(case=cases(2))
 def test_two_ranks_make_what_one_makes(
     two_ranks: Ranks, vae_jobs: ModuleType, case: dict[str, Any]
@@ -78,8 +80,8 @@ def test_caches_are_all_that_travels(
         ranks=2,
         vae="wan",
         way=way,
-        frames=5,
-        counts=[3, 2],
+        cuts=[5],
+        counts=[[3, 2]],
         size=(3, 5),
         road=road,
     )
@@ -92,7 +94,7 @@ def test_caches_are_all_that_travels(
 
 def test_a_cache_is_two_frames_of_a_layers_input(two_ranks: Ranks, vae_jobs: ModuleType) -> None:
     """Counted by hand: the decoder's first convolution sees 4 channels, its last 8."""
-    first, _ = check(two_ranks, vae_jobs, ranks=2, vae="wan", way="decode", frames=4, size=(3, 5))
+    first, _ = check(two_ranks, vae_jobs, ranks=2, vae="wan", way="decode", cuts=[4], size=(3, 5))
     assert first["sent"][0] == 2 * 4 * (3 * 5) * 4
     assert first["sent"][-1] == 2 * 8 * (12 * 20) * 4
 
@@ -104,7 +106,7 @@ def test_each_of_two_ranks_holds_little_more_than_half(
 ) -> None:
     """Of the activations that one rank holds at most; `Watch` says what is counted."""
     answers = check(
-        two_ranks, vae_jobs, ranks=2, vae="wan", way=way, frames=11, size=(4, 6), road=road
+        two_ranks, vae_jobs, ranks=2, vae="wan", way=way, cuts=[11], size=(4, 6), road=road
     )
     parts = [answer["peak"] / answers[0]["alone"] for answer in answers]
     assert max(parts) <= 0.6, parts
@@ -112,11 +114,13 @@ def test_each_of_two_ranks_holds_little_more_than_half(
 
 def test_clips_and_counts_that_do_not_fit(two_ranks: Ranks, vae_jobs: ModuleType) -> None:
     case: dict[str, Any] = dict(ranks=2, vae="wan", way="decode", size=(2, 2))
-    assert "the clip has no frames" in two_ranks.run(vae_jobs.refused, **case, frames=0)[0]
+    assert "the clip has no frames" in two_ranks.run(vae_jobs.refused, **case, cuts=[0])[0]
     for counts in ([4], [2, 1], [0, 4], [5, -1]):
-        said = two_ranks.run(vae_jobs.refused, **case, frames=4, counts=counts)
+        said = two_ranks.run(vae_jobs.refused, **case, cuts=[4], counts=[counts])
         assert said[0].startswith(f"counts are {counts} for 4 latent frames on 2 ranks; wanted")
-    said = two_ranks.run(vae_jobs.refused, **{**case, "vae": "cogvideox"}, frames=4, counts=[2, 2])
+    said = two_ranks.run(
+        vae_jobs.refused, **{**case, "vae": "cogvideox"}, cuts=[4], counts=[[2, 2]]
+    )
     assert "none for a VAE that has chunks" in said[1]
 
 
