@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from livereel.benchmarks import bench_scaling, models
-from livereel.benchmarks.bench_scaling import LINKS, Clip, Link, Shape, costs_of, predict, table
+from livereel.benchmarks.bench_scaling import (
+    LINKS,
+    Clip,
+    Link,
+    Measured,
+    Shape,
+    costs_of,
+    predict,
+    table,
+)
 from livereel.engine.cli import main
 from livereel.engine.errors import InputError
 
@@ -95,6 +104,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["clip on 8 over PCIe, s"]["median"] > 0
     assert main(["bench", "scaling", "--no-check"]) == 2
     assert "wants --tflops" in capsys.readouterr().err
+
+
+def test_noise_of_some_rounds_does_not_count() -> None:
+    quiet = Measured(alone=1.0, shared=0.6, small=1e-4, large=2e-3)
+    busy = Measured(alone=4.0, shared=2.4, small=0.1, large=0.2)
+    upset = Measured(alone=1.0, shared=5.0, small=1e-4, large=2e-3)
+    section, flops = bench_scaling._section([quiet, busy, quiet, upset, quiet], SHAPE)
+    assert flops == 1400.0
+    (goal,) = section.goals
+    alone, _ = bench_scaling._section([quiet], SHAPE)
+    assert goal.value == pytest.approx(alone.goals[0].value)
 
 
 @pytest.mark.slow
