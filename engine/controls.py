@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .config import MAX_FPS, MIN_FPS
+from .config import MAX_FPS, MAX_FRAMES, MIN_FPS
 from .errors import InputError
 from .sampling import schedule
 from .sampling.noise import SEED_LIMIT
@@ -107,3 +107,26 @@ def check_rate(fps: float) -> None:
     number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
     if not number or not MIN_FPS <= fps <= MAX_FPS:
         raise InputError(f"fps is {fps!r:.40}; wanted a number from {MIN_FPS:g} to {MAX_FPS:g}")
+
+
+def frame_count(seconds: float | None, frames: int | None, fps: float) -> int:
+    """The frames of a clip that is to have so many, or to last so long; 5 s where nothing is said.
+
+    Raises `InputError` for a length that is none, or too much.
+    """
+    check_rate(fps)
+    if frames is not None and seconds is not None:
+        raise InputError("give seconds or frames, not both")
+    if frames is None:
+        seconds = 5.0 if seconds is None else seconds
+        if not 0 < seconds * fps <= MAX_FRAMES:  # False for NaN as well
+            raise InputError(
+                f"seconds is {seconds}; wanted more than 0 and at most {MAX_FRAMES / fps:g}"
+            )
+        frames = round(seconds * fps)
+        if frames == 0:
+            raise InputError(
+                f"seconds is {seconds}, which at {fps:g} frames a second is not one frame"
+            )
+    check_count("frames", frames, 1, MAX_FRAMES)
+    return frames

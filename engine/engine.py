@@ -24,21 +24,13 @@ from .controls import (
     check_rate,
     check_seed,
     check_steps,
+    frame_count,
 )
 from .errors import InputError
 from .media.reader import read_image
 from .memory import shortage_told
 from .package import fingerprint, is_package, open_package, read_manifest
-from .runners.clips import (
-    ClipRequest,
-    check_request,
-    clip_latents,
-    clip_length,
-    clip_parts,
-    decoded_in_tiles,
-    encoded,
-    steps_taken,
-)
+from .runners.clips import ClipRequest, encoded
 from .runners.loras import Loras
 from .runners.packages import load_package
 from .runners.torch import FP8, TorchRunner, pick_device, pick_dtype
@@ -47,6 +39,7 @@ from .sampling.stream import StreamState
 from .session import Session
 from .state import load_state
 from .types import Video
+from .whole_clip import GUIDANCE, STEPS, check_values, whole_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -57,7 +50,6 @@ if TYPE_CHECKING:
     from .types import Frames
 
 _STRENGTH = 0.6
-_CLIP_STEPS, _MAX_CLIP_STEPS, _CLIP_GUIDANCE = 50, 1000, 5.0
 
 
 @dataclass(frozen=True)
@@ -304,7 +296,7 @@ class Engine:
         loras: Mapping[str, float] | None = None,
         fps: float | None = None,
         negative_prompt: str = "",
-        guidance_scale: float = _CLIP_GUIDANCE,
+        guidance_scale: float = GUIDANCE,
         low_noise_guidance_scale: float | None = None,
         tile: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -327,7 +319,7 @@ class Engine:
         rate = self.config.fps if fps is None else fps
         if video is not None and seconds is None and frames is None:
             frames = len(video)
-        count = self._count(seconds, frames, rate)
+        count = frame_count(seconds, frames, rate)
         if video is not None and len(video) < count:
             raise InputError(f"{count} frames are wanted of a video that has {len(video)}")
         if self.streams:
@@ -345,33 +337,25 @@ class Engine:
                 tell(sum(len(chunk.frames) for chunk in chunks), count)
             pixels = np.concatenate([chunk.frames for chunk in chunks])
             return Video(frames=pixels, fps=rate, stats=tuple(chunk.stats for chunk in chunks))
-        width, height = self._size(width, height)
-        check_prompt(prompt)
-        check_seed(seed)
-        steps = _CLIP_STEPS if steps is None else steps
-        check_count("steps", steps, 1, _MAX_CLIP_STEPS)
         if clip is not None:
             raise InputError("this model makes whole clips; only a stream goes on from a clip")
-        steps_left(steps, strength)
+        width, height = self._size(width, height)
         low = guidance_scale if low_noise_guidance_scale is None else low_noise_guidance_scale
-        for name, scale in (("guidance_scale", guidance_scale), ("low_noise_guidance_scale", low)):
-            if not 0 <= scale <= 100:
-                raise InputError(f"{name} is {scale}; wanted a number from 0 to 100")
-        for picture in (image, last_image):
-            if picture is not None:
-                check_picture(picture[None], width, height)
-        if video is not None:
-            check_picture(video, width, height)
         request = ClipRequest(
             prompt=prompt, negative=negative_prompt, frames=count, height=height, width=width,
-            seed=seed, steps=steps, guidance=(guidance_scale, low), image=image,
-            last_image=last_image, video=None if video is None else video[:count],
+            seed=seed, steps=STEPS if steps is None else steps, guidance=(guidance_scale, low),
+            image=image, last_image=last_image, video=None if video is None else video[:count],
             strength=strength, text_length=self.config.max_sequence_length, tile=tile,
         )  # fmt: skip
+        check_values(request)
         check_loras(self.loras, loras or {})
         if self.loras is not None:
             self.loras.use(loras or {})
-        return Video(frames=self._whole_clip(request, tell), fps=rate)
+        scheduler = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
+        pixels = whole_clip(
+            self.runner, request, scheduler, clean_start=self.folder.clean_start, tell=tell
+        )
+        return Video(frames=pixels, fps=rate)
 
     @shortage_told()
     @torch.inference_mode()
@@ -412,51 +396,6 @@ class Engine:
             most = (MAX_GIVEN - 1) * factor + 1
             raise InputError(f"a stream starts from at most {most} frames, got {len(clip)}")
         return torch.cat(list(encoded(self.runner, clip[-1 - (latents - 1) * factor :])), dim=2)
-
-    @shortage_told()
-    @torch.inference_mode()
-    def _whole_clip(self, request: ClipRequest, tell: Callable[[int, int], None]) -> Frames:
-        runner, clean_start = self.runner, self.folder.clean_start
-        assert isinstance(runner, TorchRunner)  # packages hold models that stream
-        check_request(runner, request, clean_start=clean_start)
-        described = read_json(self.folder.path / "scheduler" / "scheduler_config.json")
-        steps = steps_taken(request)
-        parts = clip_parts(runner, clip_length(runner, request.frames))
-        clean = clip_latents(
-            runner, request, described, clean_start=clean_start,
-            done=lambda step: tell(step, steps + len(parts)),
-        )  # fmt: skip
-        if request.tile:
-            tiled = runner.frames(decoded_in_tiles(runner, clean, parts))[: request.frames]
-            tell(steps + len(parts), steps + len(parts))
-            return tiled
-        pixels = np.empty((request.frames, request.height, request.width, 3), np.uint8)
-        caches, at = None, 0
-        for i, part in enumerate(clean.split(parts, dim=2)):
-            decoded, caches = runner.decode(part, caches)
-            frames = runner.frames(decoded)[: request.frames - at]
-            pixels[at : at + len(frames)] = frames
-            at += len(frames)
-            tell(steps + i + 1, steps + len(parts))
-        return pixels
-
-    def _count(self, seconds: float | None, frames: int | None, fps: float) -> int:
-        check_rate(fps)
-        if frames is not None and seconds is not None:
-            raise InputError("give seconds or frames, not both")
-        if frames is None:
-            seconds = 5.0 if seconds is None else seconds
-            if not 0 < seconds * fps <= MAX_FRAMES:  # False for NaN as well
-                raise InputError(
-                    f"seconds is {seconds}; wanted more than 0 and at most {MAX_FRAMES / fps:g}"
-                )
-            frames = round(seconds * fps)
-            if frames == 0:
-                raise InputError(
-                    f"seconds is {seconds}, which at {fps:g} frames a second is not one frame"
-                )
-        check_count("frames", frames, 1, MAX_FRAMES)
-        return frames
 
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
         width = self.config.width if width is None else width
