@@ -1,8 +1,8 @@
-"""diffusers on the subject's own weights: its pipeline makes a whole clip, of the window's length.
+"""diffusers on the subject's own weights: its pipeline makes whole clips.
 
-A clip of as many latent frames as a stream's chunk sees, in as many steps as a chunk is given, is
-the nearest that diffusers has to the stream: the same span of attention and the same forwards for
-each frame, but for the stream's cache pass.
+Beside a stream it makes one of the window's length: a clip of as many latent frames as a stream's
+chunk sees, in as many steps as a chunk is given, is the nearest that diffusers has to the stream:
+the same span of attention and the same forwards for each frame, but for the stream's cache pass.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from livereel.engine.layers.layout import channels_last
 from .report import Contents
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from livereel.engine.types import Frames
 
     from .models import Part
@@ -29,16 +31,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """A transformer's pipeline, and its scheduler with what that is made with."""
+    """A transformer's pipeline and its scheduler, as a `scheduler_config.json` describes it;
+    `time_dim` is the noise's that counts frames."""
 
     pipeline: str
-    scheduler: str
+    scheduler: Mapping[str, Any]
+    time_dim: int
 
 
 FAMILIES = {
-    "WanTransformer3DModel": Family("WanPipeline", "FlowMatchEulerDiscreteScheduler"),
-    "CogVideoXTransformer3DModel": Family("CogVideoXPipeline", "CogVideoXDDIMScheduler"),
+    "WanTransformer3DModel": Family(
+        "WanPipeline", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, 2
+    ),
+    "CogVideoXTransformer3DModel": Family(
+        "CogVideoXPipeline",
+        {
+            "_class_name": "CogVideoXDDIMScheduler",
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        },
+        1,
+    ),
 }
+"""Noise levels are the published models'; Wan's solver is the plainest it is used with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A whole clip: its frames, the steps it is made in, and by how much it is guided; 1 is not at
+    all, and what is more takes two forwards a step."""
+
+    frames: int
+    steps: int
+    guidance: float
+
+    @classmethod
+    def beside(cls, subject: Subject) -> Clip:
+        """The one that is nearest to the subject's stream."""
+        frames = 1 + subject.runner.vae.temporal_factor * (subject.stream.window - 1)
+        guidance = subject.stream.guidance_scale if subject.guided else 1.0
+        return cls(frames=frames, steps=subject.steps, guidance=guidance)
+
+    @property
+    def passes(self) -> int:
+        """Forwards of the DiT."""
+        return self.steps * (2 if self.guidance > 1 else 1)
+
+
+def family_of(subject: Subject) -> Family:
+    """Raises `InputError` for a model that diffusers has no pipeline of, as far as known here."""
+    kind = subject.model.transformer.class_name
+    if kind not in FAMILIES:
+        raise InputError(f"the diffusers baseline knows no pipeline of a {kind}")
+    return FAMILIES[kind]
 
 
 def diffusers() -> Any:
@@ -86,12 +132,15 @@ def dit_of(subject: Subject) -> Any:
 class Diffusers:
     """A pipeline, eager or `fast`: its VAE channels-last, its DiT as `fastest` makes it."""
 
-    def __init__(self, subject: Subject, *, fast: bool = False) -> None:
-        library, runner = diffusers(), subject.runner
-        kind = subject.model.transformer.class_name
-        if kind not in FAMILIES:
-            raise InputError(f"the diffusers baseline knows no pipeline of a {kind}")
-        family = FAMILIES[kind]
+    def __init__(
+        self, subject: Subject, *, fast: bool = False, clip: Clip | None = None,
+        noise: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """`clip` is the one beside the subject's stream unless another is given; `noise`
+        `[1, C, T, h, w]`, that it begins with, is drawn for each unless it is given."""
+        library, runner, self._family = diffusers(), subject.runner, family_of(subject)
+        self._clip = clip or Clip.beside(subject)
+        self._noise = None if noise is None else noise.movedim(2, self._family.time_dim)
         self.name = "diffusers, fast" if fast else "diffusers"
         self._subject = subject
         dtype = str(runner.dtype).removeprefix("torch.")
@@ -104,17 +153,15 @@ class Diffusers:
             settings += ["channels-last VAE", fastest(dit, runner.device)]
         else:
             settings.append("eager")
-        self._pipeline = getattr(library, family.pipeline)(
+        scheduler = getattr(library, self._family.scheduler["_class_name"])
+        self._pipeline = getattr(library, self._family.pipeline)(
             tokenizer=None, text_encoder=None, vae=self._vae, transformer=dit,
-            scheduler=getattr(library, family.scheduler)(),
+            scheduler=scheduler.from_config(dict(self._family.scheduler)),
         )  # fmt: skip
         self._pipeline.set_progress_bar_config(disable=True)
-        latents = subject.stream.window
-        self._frames = 1 + subject.runner.vae.temporal_factor * (latents - 1)
-        settings.append(f"clips of {self._frames} frames")
+        settings.append(f"clips of {self._clip.frames} frames")
         self.settings = ", ".join(settings)
-        passes = subject.steps * (2 if subject.guided else 1)
-        self.contents = Contents(passes=passes, cache_pass=False, vae="full")
+        self.contents = Contents(passes=self._clip.passes, cache_pass=False, vae="full")
         self.stages: dict[str, list[float]] = {}
         self.until_steady = 2 if fast else 1
 
@@ -126,17 +173,17 @@ class Diffusers:
 
     def turn(self) -> int:
         """See `Contender.turn`."""
-        return len(self.clip())
+        return len(self.clip(self._clip.steps))
 
     @torch.inference_mode()
-    def clip(self) -> Frames:
+    def clip(self, steps: int) -> Frames:
         """uint8 frames `[F, H, W, 3]`."""
         subject = self._subject
         width, height = subject.size
         video = self._pipeline(
             prompt_embeds=self._text, negative_prompt_embeds=self._negative, width=width,
-            height=height, num_frames=self._frames, num_inference_steps=subject.steps,
-            guidance_scale=subject.stream.guidance_scale if subject.guided else 1.0,
+            height=height, num_frames=self._clip.frames, num_inference_steps=steps,
+            guidance_scale=self._clip.guidance, latents=self._noise,
             max_sequence_length=subject.stream.max_sequence_length, output_type="np",
         ).frames[0]  # fmt: skip
         frames: Frames = (video * 255.0).round().astype(np.uint8)

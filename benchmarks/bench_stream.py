@@ -143,7 +143,7 @@ def spent(
         ("VAE", vae, stages["vae"]),
         ("chunk", both, statistics.median(timing.seconds)),
     )
-    return [_spent(name, work, seconds, top) for name, work, seconds in rows if seconds > 0]
+    return [spent_on(name, work, seconds, top) for name, work, seconds in rows if seconds > 0]
 
 
 def decoder_work(subject: Subject, frames: int, timing: Timing, top: Ceilings) -> list[Spent]:
@@ -154,10 +154,11 @@ def decoder_work(subject: Subject, frames: int, timing: Timing, top: Ceilings) -
     )  # fmt: skip
     wanted = TINY if subject.decoder == "tiny" else DECODE
     (work,) = (step.work for step in found.clip if step.name == wanted)
-    return [_spent("VAE", work, statistics.median(timing.seconds), top)]
+    return [spent_on("VAE", work, statistics.median(timing.seconds), top)]
 
 
-def _spent(name: str, work: Work, seconds: float, top: Ceilings) -> Spent:
+def spent_on(name: str, work: Work, seconds: float, top: Ceilings) -> Spent:
+    """Counted work and the seconds it took, beside what the chip could do."""
     return Spent(
         name=name, seconds=seconds, flops=1e12 * work.tflop, moved=1e9 * work.gigabytes,
         ceiling_flops=top.flops, ceiling_bytes=top.moved,

@@ -123,6 +123,9 @@ H200: Sequence[Target] = (
     Target(name="VAE, 81 frames, over diffusers channels-last",
            setup=_of("vae", _SMALL, {"frames": 81, "decoder": "full"}),
            figure=ratio_over("diffusers, channels-last"), bound=2, unit="x", at_least=True),
+    Target(name="1.3B, whole clip of 81 frames in 50 steps, over diffusers compiled, cuDNN",
+           setup=_of("clip", _SMALL, {"frames": 81, "steps": 50, "decoder": "full"}),
+           figure=ratio_over("diffusers, fast"), bound=1.1, unit="x", at_least=True),
 )  # fmt: skip
 SERVED: Mapping[str, tuple[str, float]] = {
     "control_p95_ms": ("one stream served: control to pixel, p95, ms", 600.0),

@@ -20,6 +20,7 @@ EXAMPLES = """\
 examples:
   livereel bench stream --json stream.json --plot stream.html
   livereel bench vae --model wan2.1-1.3b --random-weights
+  livereel bench clip --steps 10 --json clip.json
   livereel bench count --model wan2.1-1.3b --size 832x480 --frames 81
   livereel bench kernels rms_norm_silu chunk_attention --json kernels.json
   livereel bench startup --runs 5 --json startup.json

@@ -1,4 +1,4 @@
-"""`livereel bench stream`, `vae` and `serve`: what is timed with a model loaded."""
+"""`livereel bench stream`, `clip`, `vae` and `serve`: what is timed with a model loaded."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ examples:
   livereel bench stream --size 64x64 128x128 192x192 --steps 6 3 2 --window 6 9 12 --baseline none
   livereel bench stream --model wan2.1-1.3b --random-weights --decoder tiny --json stream.json
 """
+_CLIP = """\
+All make the same clip as a whole, from the same noise, and take turns. In fp32 nothing is reported
+where their frames differ.
+
+example:
+  livereel bench clip --model wan2.1-1.3b --random-weights --runs 1 --json clip.json
+"""
 _VAE = """\
 All decode the same latents to floats on the device; where frames differ, nothing is reported.
 """
@@ -35,12 +42,14 @@ A server of its own is started, and watched over its socket by more and more cli
 """
 _STREAMS_MOST = 64
 STREAM_BASELINES = ("loop", "diffusers", "diffusers-fast")
+CLIP_BASELINES = ("diffusers", "diffusers-fast")
 VAE_BASELINES = ("diffusers", "diffusers-channels-last", "diffusers-fast")
 
 
 def add(whats: Any) -> None:
     """Add these to what can be benched."""
     _add_stream(whats)
+    _add_clip(whats)
     _add_vae(whats)
     _add_serve(whats)
 
@@ -82,6 +91,44 @@ def _stream(options: argparse.Namespace) -> int:
         sections[bench_stream.title(subject)] = section
         print(f"\n{section}", flush=True)
     return shared.finish(options, sections)
+
+
+def _add_clip(whats: Any) -> None:
+    summary = "time whole clips, from noise to bytes, beside diffusers'"
+    parser = shared.add_command(whats, "clip", summary, _CLIP, _clip)
+    shared.add_subject(parser)
+    add = parser.add_argument
+    add("--size", type=arguments.size, metavar="WxH", help="in pixels")
+    add("--frames", type=arguments.whole(1, 10_000), help="of the clip (default: the model's)")
+    add(
+        "--steps",
+        type=arguments.whole(1, 1000),
+        default=50,
+        help="of two passes each (default: 50)",
+    )
+    add("--runs", type=arguments.whole(1, 1000), default=3, help="clips (default: 3)")
+    shared.add_baselines(parser, CLIP_BASELINES)
+    shared.add_json(parser)
+    shared.add_plot(parser)
+
+
+def _clip(options: argparse.Namespace) -> int:
+    shared.check_outputs(options)
+    _check_model(options)
+    from livereel.benchmarks import bench_clip
+    from livereel.benchmarks.baseline_diffusers import Clip
+
+    from ..whole_clip import GUIDANCE
+
+    whole = _load(options)
+    frames = options.frames or whole.model.frames
+    section = bench_clip.measure(
+        whole.at(size=options.size), _baselines(options, "diffusers-fast"),
+        Clip(frames=frames, steps=options.steps, guidance=GUIDANCE), runs=options.runs,
+        top=_ceilings(whole),
+    )  # fmt: skip
+    print(section, flush=True)
+    return shared.finish(options, {"clip": section})
 
 
 def _add_vae(whats: Any) -> None:

@@ -40,9 +40,14 @@ def test_each_target_has_a_line_and_its_best_ratio() -> None:
         title="vae", setup={**SETUP, "what": "vae", "decoder": "full", "frames": 81},
         ratios={"livereel over diffusers, channels-last": Spread(3.0, 3.0, 3.0)},
     )  # fmt: skip
+    clip = Section(
+        title="clip",
+        setup={**SETUP, "what": "clip", "decoder": "full", "frames": 81, "steps": 50},
+        ratios={"livereel over diffusers, fast": Spread(1.21, 1.2, 1.22)},
+    )  # fmt: skip
     found = [
         result(stream(0.34), stream(0.68)),
-        result(stream(0.2, decoder="full", window=12), vae),
+        result(stream(0.2, decoder="full", window=12), vae, clip),
     ]
     lines = targets.report(found, [{"streams": 1, "control_p95_ms": 300.0}, {"streams": 2}])
     assert len(lines) == len(targets.H200) + len(targets.SERVED)
@@ -50,6 +55,8 @@ def test_each_target_has_a_line_and_its_best_ratio() -> None:
     assert " 1.50  1.3B, window 12, full VAE: frames a second: 60 (at least 40)" in lines
     assert " 2.00  1.3B: first frame, warm, of a first chunk of 3: 100 ms (at most 200 ms)" in lines
     assert " 1.50  VAE, 81 frames, over diffusers channels-last: 3x (at least 2x)" in lines
+    name = "1.3B, whole clip of 81 frames in 50 steps, over diffusers compiled, cuDNN"
+    assert f" 1.10  {name}: 1.21x (at least 1.1x)" in lines
     assert "    -  14B, window 12: frames a second: not measured (at least 7.5)" in lines
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from livereel.benchmarks import bench_serve, bench_startup, bench_stream, bench_vae
+from livereel.benchmarks import bench_clip, bench_serve, bench_startup, bench_stream, bench_vae
+from livereel.benchmarks.baseline_diffusers import Clip
 from livereel.benchmarks.compare import read
 from livereel.benchmarks.harness import Environment, Spread
 from livereel.benchmarks.kernels import harness
@@ -164,6 +165,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(bench_stream, "measure", measure)
     monkeypatch.setattr(bench_stream, "title", str)
     monkeypatch.setattr(bench_vae, "measure", lambda *a, **k: measure(*a, **k))
+    monkeypatch.setattr(bench_clip, "measure", lambda *a, **k: measure(*a[:2], clip=a[2], **k))
     return told
 
 
@@ -215,7 +217,18 @@ def test_vae_is_measured_at_the_models_length(loaded: dict[str, Any]) -> None:
     assert options["frames"] == 9 and options["runs"] == 7
 
 
+def test_a_clip_is_guided_and_beside_the_fastest(loaded: dict[str, Any]) -> None:
+    assert cli.main(["bench", "clip", "--steps", "4", "--size", "64x32"]) == 0
+    [(subject, baselines, options)] = loaded["measured"]
+    assert subject == {"size": (64, 32)} and baselines == ["diffusers-fast"]
+    assert options == {
+        "clip": Clip(frames=81, steps=4, guidance=5.0), "runs": 3, "top": "top",
+    }  # fmt: skip
+    assert cli.main(["bench", "clip", "--steps", "0"]) == 2
+
+
 def test_the_command_line_knows_all_baselines() -> None:
+    assert tuple(bench_clip.BASELINES) == bench_runs.CLIP_BASELINES
     assert tuple(bench_stream.BASELINES) == bench_runs.STREAM_BASELINES
     assert tuple(bench_vae.BASELINES) == bench_runs.VAE_BASELINES
 
