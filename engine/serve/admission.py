@@ -15,6 +15,8 @@ CAPACITY = 0.85
 """The share of the engine's time that may be promised."""
 _NEW = 0.2
 """How much a new measurement counts."""
+_UNKNOWN = 0.25
+"""The share by which passes are taken to differ before that is measured."""
 _NEAR = 1.03
 """More sessions in a pass are worth it when each then costs less by more than this factor."""
 _PROBE_EVERY = 64
@@ -37,6 +39,7 @@ class Kind(NamedTuple):
 @dataclass
 class _Measured:
     seconds: float
+    off: float
     at: int
 
 
@@ -54,8 +57,13 @@ class Costs:
         something, is forgotten over the next few."""
         self._count[kind] = self._count.get(kind, 0) + sessions
         old = self._passes.get((kind, sessions))
-        new = seconds if old is None else old.seconds + _NEW * (seconds - old.seconds)
-        self._passes[kind, sessions] = _Measured(new, self._count[kind])
+        if old is None:
+            old = _Measured(seconds, _UNKNOWN * seconds, 0)
+        self._passes[kind, sessions] = _Measured(
+            old.seconds + _NEW * (seconds - old.seconds),
+            old.off + _NEW * (abs(seconds - old.seconds) - old.off),
+            self._count[kind],
+        )
 
     def of(self, kind: Kind, sessions: int) -> float:
         """What a pass over so many takes: as measured, or by what was, be it of another kind; 0
@@ -65,6 +73,11 @@ class Costs:
             return 0.0
         like = kind if kind in kinds else min(kinds, key=lambda k: abs(k.work - kind.work))
         return self._between(like, sessions) * kind.work / like.work
+
+    def spread(self, kind: Kind) -> float:
+        """By how many seconds passes of a kind for one session differ from what `of` says."""
+        found = self._passes.get((kind, 1))
+        return _UNKNOWN * self.of(kind, 1) if found is None else found.off
 
     def most(self, kind: Kind, ready: int) -> int:
         """How many of the `ready` sessions to step together: as many as were measured to be worth

@@ -201,6 +201,7 @@ class Table:
             self._costs.of(stream.kind, 1),
             now,
             spec.live,
+            self._costs.spread(stream.kind),
         )
         self._sessions[session] = _Session(
             session, stream, ring, turn, stream.pts + (spec.frames or math.inf), alone, now, now,
@@ -342,10 +343,10 @@ class Table:
         session.chunks += 1
         self._made += 1
         session.ring.write(frames, tag=chunk.index)
-        session.rate = chunk.stats.rate
-        late = turn.made(now, len(frames) / session.rate)
         turn.kind, turn.key = stream.kind, session.key
-        turn.cost_s = self._costs.of(stream.kind, 1)
+        turn.cost_s, turn.spread_s = self._costs.of(stream.kind, 1), self._costs.spread(stream.kind)
+        session.rate = chunk.stats.rate / self._scheduler.stretch(turn)
+        late = turn.made(now, len(frames) / session.rate)
         for control in session.waiting:
             self._applied(session, control, chunk.index, chunk.pts)
         session.waiting.clear()
@@ -353,6 +354,7 @@ class Table:
             session.missed += 1
             self._tell(session.id, DeadlineMissed(chunk=chunk.index, late_s=late))
         measured = {name: getattr(chunk.stats, name) for name in MEASURED}
+        measured["rate"] = session.rate
         stats = Stats(**measured, wait_s=wait, batch=batch)
         self._tell(
             session.id,

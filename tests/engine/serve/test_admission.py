@@ -83,3 +83,15 @@ def test_a_number_is_chosen_among_the_sessions_that_are_ready() -> None:
     for n, seconds in enumerate((0.1, 0.3, 0.6, 0.2), 1):
         costs.note(SMALL, n, seconds)
     assert [costs.most(SMALL, ready) for ready in (1, 2, 3, 4, 9)] == [1, 1, 1, 4, 4]
+
+
+def test_how_far_passes_differ_is_learned() -> None:
+    costs = Costs(most=1)
+    costs.note(SMALL, 1, 0.2)
+    assert costs.spread(SMALL) == pytest.approx(0.04)  # next to nothing is known yet
+    for _ in range(40):
+        costs.note(SMALL, 1, 0.2)
+    assert costs.spread(SMALL) < 0.001
+    for i in range(60):
+        costs.note(SMALL, 1, 0.1 if i % 2 else 0.3)
+    assert 0.08 < costs.spread(SMALL) < 0.15

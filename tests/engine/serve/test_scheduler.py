@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livereel.engine.serve.admission import CAPACITY, Kind
-from livereel.engine.serve.scheduler import Scheduler, Turn
+from livereel.engine.serve.scheduler import SLACK_S, Scheduler, Turn
 
 SMALL = Kind(128, 128, 4)
 
@@ -26,6 +26,7 @@ class Machine:
         self.full: set[str] = set()
         self.late: dict[str, list[float]] = {t.session: [] for t in turns}
         self.begun: dict[str, list[float]] = {t.session: [] for t in turns}
+        self.shown: dict[str, list[float]] = {t.session: [] for t in turns}
         self.sizes: list[int] = []
         self.cost = lambda kind, n: turns[0].cost_s * (1 + share * (n - 1))
         self.scheduler = Scheduler(
@@ -50,7 +51,18 @@ class Machine:
             first = group[0]
             self.now += first.cost_s if len(group) == 1 else self.cost(SMALL, len(group))
             for t in group:
-                self.late[t.session].append(t.made(self.now, t.chunk_s))
+                self.shown[t.session].append(max(self.now, t.due))
+                stretched = t.chunk_s * self.scheduler.stretch(t)
+                self.late[t.session].append(t.made(self.now, stretched))
+
+    def longest_wait(self, *, since: float) -> float:
+        """From a control to the first frame that shows it, where it has just missed a chunk."""
+        return max(
+            shown - begun
+            for name in self.begun
+            for begun, shown in zip(self.begun[name], self.shown[name][1:], strict=False)
+            if begun > since
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,6 +106,26 @@ def test_a_chunk_is_not_made_long_before_it_is_due() -> None:
     assert machine.scheduler.release(machine.turns[0]) >= machine.turns[0].due - 0.2
 
 
+@settings(max_examples=30, deadline=None)
+@given(opened=st.lists(st.floats(0, 3.0), min_size=1, max_size=4))
+def test_a_control_shows_within_a_chunk_and_its_making(opened: list[float]) -> None:
+    turns = [turn(str(i), due=d, chunk_s=0.75, cost_s=0.13) for i, d in enumerate(opened)]
+    machine = Machine(turns, most=4, share=0.5)
+    machine.run(60.0)
+    assert machine.longest_wait(since=30.0) <= 0.75 + 0.13 + SLACK_S + 1e-3
+    assert all(max(late) == 0 for late in machine.late.values())
+    assert all(machine.scheduler.stretch(t) == pytest.approx(1) for t in turns)
+
+
+def test_where_passes_must_be_shared_a_control_waits_for_one_and_a_chunk() -> None:
+    turns = [turn(str(i), due=0.3 * i, chunk_s=0.75, cost_s=0.3) for i in range(4)]
+    machine = Machine(turns, most=4, share=0.2)
+    machine.run(60.0)
+    assert set(machine.sizes[-20:]) == {4}
+    assert machine.longest_wait(since=30.0) <= 0.75 + 0.3 * 1.6 + SLACK_S + 1e-3
+    assert all(max(late[10:]) == 0 for late in machine.late.values())
+
+
 def test_sessions_of_a_shape_share_passes_where_that_is_faster() -> None:
     turns = [turn(str(i), due=0.2 * i, chunk_s=1.0, cost_s=0.3) for i in range(4)]
     machine = Machine(turns, most=4, share=0.3)  # four in 0.57 s rather than 1.2
@@ -109,9 +141,9 @@ def test_a_mate_does_not_make_the_first_late() -> None:
     a, b = turn("a", due=1.0, cost_s=0.4), turn("b", due=1.5, cost_s=0.4)
     a.begun = b.begun = True
     machine = Machine([a, b], most=2, share=1.0)
-    assert [t.session for t in machine.scheduler.pick(0.5)] == ["a"]
+    assert [t.session for t in machine.scheduler.pick(0.55)] == ["a"]
     machine = Machine([a, b], most=2, share=0.1)
-    assert [t.session for t in machine.scheduler.pick(0.5)] == ["a", "b"]
+    assert [t.session for t in machine.scheduler.pick(0.55)] == ["a", "b"]
 
 
 def test_who_has_no_room_or_pauses_is_passed_over() -> None:
