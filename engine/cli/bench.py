@@ -41,7 +41,8 @@ torch.compile and a library where there is one; the ratio is over the fastest of
 """
 _STARTUP = """\
 Each run is a new process and counts all of it: the interpreter, imports, weights, the first chunk.
-One process before the runs is told apart, since it may read its files from the disk.
+One process before the runs is told apart, since it may read its files from the disk. diffusers, as
+a baseline, makes a clip of the stream's window from the same folder.
 """
 _COMPARE = """\
 A figure is slower when the quartiles of the two runs do not meet and the medians are further apart
@@ -130,6 +131,7 @@ def _add_startup(whats: Any) -> None:
     add = parser.add_argument
     add("--runs", type=arguments.whole(1, 100), default=5, help="processes (default: 5)")
     add("--empty-cache", action="store_true", help="compile Triton's kernels anew in each process")
+    shared.add_baselines(parser, ("diffusers",))
     shared.add_json(parser)
     shared.add_plot(parser)
 
@@ -139,16 +141,18 @@ def _startup(options: argparse.Namespace) -> int:
     shared.check_outputs(options)
     arguments.find_model(options.model)
 
-    from livereel.benchmarks import bench_startup
+    from livereel.benchmarks import baseline_diffusers, bench_startup
 
+    baseline = "diffusers" in (options.baseline or ())
+    device, dtype = options.device, options.dtype
+    if baseline:
+        baseline_diffusers.diffusers()
+        device, dtype = arguments.resolve(device, dtype)
     startup = bench_startup.Startup(
-        model=options.model,
-        device=options.device,
-        dtype=options.dtype,
-        empty_cache=options.empty_cache,
+        model=options.model, device=device, dtype=dtype, empty_cache=options.empty_cache
     )
     try:
-        section = bench_startup.measure(startup, runs=options.runs)
+        section = bench_startup.measure(startup, runs=options.runs, baseline=baseline)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         raise ResourceError(f"a process did not start: {str(error).splitlines()[-1]}") from error
     print(section)

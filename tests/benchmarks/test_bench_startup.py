@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from livereel.benchmarks import bench_startup
-from livereel.benchmarks.bench_startup import TOTAL, Startup, measure
+from livereel.benchmarks.bench_startup import DIFFUSERS, TOTAL, Startup, measure, probe_diffusers
 from livereel.benchmarks.harness import Spread
 
 
@@ -40,6 +40,25 @@ def test_stages_and_medians_are_exact_and_the_first_process_is_apart() -> None:
     assert len(asked) == 4 and "--model=here" in asked[0]
 
 
+def test_diffusers_takes_turns_with_ours() -> None:
+    now, asked = 0.0, list[str]()
+
+    def fresh(arguments: Sequence[str]) -> dict[str, Any]:
+        nonlocal now
+        by = next(x for x in arguments if x.startswith("--by=")).removeprefix("--by=")
+        asked.append(by)
+        begun, now = now, now + (1.0 if by == "livereel" else 3.0)
+        return dict(begun=begun, imported=begun, loaded=begun, shown=now, peak=None)
+
+    section = measure(Startup(), runs=2, baseline=True, fresh=fresh, clock=lambda: now)
+    ours, theirs = "livereel", "diffusers"
+    assert asked == [ours, theirs, theirs, ours, ours, theirs]
+    assert section.ratios == {"livereel over diffusers": Spread(3.0, 3.0, 3.0)}
+    assert section.figures[f"livereel: {TOTAL}"] == Spread(1.0, 1.0, 1.0)
+    assert section.figures[f"diffusers: {TOTAL}"] == Spread(3.0, 3.0, 3.0)
+    assert section.goals[0].value == 1.0 and len(section.notes) == 2
+
+
 def test_a_process_reads_what_it_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +71,9 @@ def test_a_process_reads_what_it_is_told(
         return {"begun": 1.0}
 
     monkeypatch.setattr(bench_startup, "probe", probe)
-    for startup in (Startup(), Startup(model="m", device="cpu", dtype="float32", empty_cache=True)):
+    monkeypatch.setattr(bench_startup, "probe_diffusers", probe)
+    other = Startup(model="m", device="cpu", dtype="float32", by=DIFFUSERS, empty_cache=True)
+    for startup in (Startup(), other):
         assert bench_startup.main(startup.arguments()[2:]) == 0
         assert told.pop() == startup
         assert json.loads(capsys.readouterr().out) == {"begun": 1.0}
@@ -65,3 +86,10 @@ def test_the_demo_starts() -> None:
     total = stages.pop(TOTAL)
     assert all(seconds > 0 for seconds in stages.values()) and memory > 0.05
     assert total == pytest.approx(sum(stages.values()))
+
+
+@pytest.mark.slow
+def test_diffusers_starts_from_the_same_folder() -> None:
+    stages = probe_diffusers(Startup(device="cpu", dtype="float32", by=DIFFUSERS))
+    shown, begun = stages["shown"], stages["begun"]
+    assert shown is not None and begun is not None and shown > begun

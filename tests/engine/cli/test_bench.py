@@ -113,8 +113,8 @@ def test_startup_prints_and_writes(
 ) -> None:
     told: dict[str, Any] = {}
 
-    def measure(startup: bench_startup.Startup, *, runs: int) -> Section:
-        told.update(startup=startup, runs=runs)
+    def measure(startup: bench_startup.Startup, *, runs: int, baseline: bool) -> Section:
+        told.update(startup=startup, runs=runs, baseline=baseline)
         figures = {bench_startup.TOTAL: Spread(3.0, 2.9, 3.1)}
         return Section(title="startup of demo", figures=figures)
 
@@ -125,15 +125,19 @@ def test_startup_prints_and_writes(
     assert told == {
         "startup": bench_startup.Startup(device="cpu", dtype="float32", empty_cache=True),
         "runs": 2,
+        "baseline": False,
     }
     assert "cold process to first frame, s 3.00 [2.90, 3.10]" in capsys.readouterr().out
     assert read(path).sections["startup"].title == "startup of demo"
+    options = "--device cpu --baseline diffusers"  # which wants to know the dtype
+    assert cli.main(["bench", "startup", *options.split()]) == 0
+    assert told["baseline"] and told["startup"].dtype in ("float32", "bfloat16")
 
 
 def test_startup_tells_in_one_line_why_a_process_did_not_start(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(startup: bench_startup.Startup, *, runs: int) -> Section:
+    def measure(startup: bench_startup.Startup, *, runs: int, baseline: bool) -> Section:
         raise RuntimeError("python -m it failed:\nTraceback\nInputError: no such thing")
 
     monkeypatch.setattr(bench_startup, "measure", measure)
