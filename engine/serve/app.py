@@ -122,6 +122,7 @@ class ModelCard(BaseModel):
     size_step: int
     chunk_frames: int
     loras: list[str]
+    control: bool
 
 
 class Uploaded(BaseModel):
@@ -223,7 +224,7 @@ def _add_health(app: FastAPI, server: Server) -> None:
         return ModelCard(
             model=info.name, version=__version__, width=info.width, height=info.height,
             fps=info.fps, steps=info.steps, size_step=info.size_step,
-            chunk_frames=info.chunk_frames, loras=list(info.loras),
+            chunk_frames=info.chunk_frames, loras=list(info.loras), control=info.control,
         )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class Changes(TypedDict, total=False):
     recache: bool
     strength: float
     loras: dict[str, float]
+    control: protocol.Track
 
 
 class AsyncStream:

@@ -19,6 +19,7 @@ def to_engine(message: protocol.Control, picture: Callable[[str], bytes]) -> mes
             recache=message.recache,
             strength=message.strength,
             loras=message.loras,
+            control=message.control,
         )
     if isinstance(message, protocol.Cut):
         image = None if message.image is None else picture(message.image)

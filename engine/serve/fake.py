@@ -4,7 +4,8 @@
 
 A frame of `width` x `height` shows its number as `BITS` squares in the uppermost rows, the lowest
 bit leftmost, white for one; below them is one color, that of the prompt (`color_of`), so that a
-test can tell at which frame a prompt took hold.
+test can tell at which frame a prompt took hold, and in it a white square where the stream's control
+ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from ..errors import InputError
 from .messages import (
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 BITS = 16
 MODEL = ModelInfo(
     name="fake", width=128, height=128, fps=16.0, steps=4, size_step=16, chunk_frames=12,
-    first_chunk_frames=1, device="cpu", dtype="uint8",
+    first_chunk_frames=1, device="cpu", dtype="uint8", control=True, control_wraps=True,
 )  # fmt: skip
 _MAX_QUEUE = 100
 _ROOM = 4
@@ -64,11 +66,22 @@ def color_of(prompt: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def draw(prompt: str, first: int, count: int, width: int, height: int) -> Frames:
-    """Frames number `first` and following, uint8 `[count, height, width, 3]`."""
+def draw(
+    prompt: str,
+    first: int,
+    count: int,
+    width: int,
+    height: int,
+    place: tuple[float, float] | None = None,
+) -> Frames:
+    """Frames number `first` and following, uint8 `[count, height, width, 3]`, with the square at
+    `place`, in shares of width and height."""
     frames = np.empty((count, height, width, 3), np.uint8)
     frames[:] = color_of(prompt)
     side = max(1, width // BITS)
+    if place is not None:
+        x, y = int(place[0] * width), int(place[1] * height)
+        frames[:, max(0, y - side) : y + side, max(0, x - side) : x + side] = 255
     for i in range(count):
         for bit in range(BITS):
             white = (first + i) >> bit & 1
@@ -97,6 +110,7 @@ class _Stream:
     missed: int = 0
     paused: bool = False
     ended: bool = False
+    place: tuple[float, float] | None = None
     opened: float = field(default_factory=time.monotonic)
     queue: deque[Control] = field(default_factory=deque)
     events: deque[Event] = field(default_factory=deque)
@@ -109,11 +123,15 @@ class FakeEngine:
     """An `EngineClient` in this process. Its frames are those of `draw`.
 
     At most `limit` sessions are admitted. Each chunk takes `chunk_s` seconds; with `hurry` chunks
-    come as fast as they are read rather than at the session's rate.
+    come as fast as they are read rather than at the session's rate. Where it is not `led` it
+    follows no control.
     """
 
-    def __init__(self, *, limit: int = 4, chunk_s: float = 0.0, hurry: bool = False) -> None:
+    def __init__(
+        self, *, limit: int = 4, chunk_s: float = 0.0, hurry: bool = False, led: bool = True
+    ) -> None:
         self._limit, self._chunk_s, self._hurry = limit, chunk_s, hurry
+        self._model = replace(MODEL, control=led, control_wraps=led)
         self._streams: dict[str, _Stream] = {}
         self._health: Health = "starting"
         self.restarts = 0
@@ -121,12 +139,12 @@ class FakeEngine:
     async def start(self) -> ModelInfo:
         """Be ready."""
         self._health = "ready"
-        return MODEL
+        return self._model
 
     @property
     def model(self) -> ModelInfo:
         """What it says that it is."""
-        return MODEL
+        return self._model
 
     @property
     def health(self) -> Health:
@@ -186,6 +204,8 @@ class FakeEngine:
             raise Rejected("the prompt is empty; say in a sentence what to show")
         if isinstance(event, Update) and (event.steps or 0) > MODEL.steps:
             raise Rejected(f"steps is {event.steps}; wanted a whole number from 1 to {MODEL.steps}")
+        if isinstance(event, Update) and event.control is not None and not self._model.control:
+            raise Rejected("this model follows no control")
         if len(stream.queue) >= _MAX_QUEUE:
             raise Rejected(f"{_MAX_QUEUE} controls wait already for the next chunk")
         async with stream.wake:
@@ -285,7 +305,9 @@ class FakeEngine:
             async with stream.wake:
                 if not self._apply(stream):
                     continue
-                pixels = draw(stream.prompt, stream.pts, count, stream.width, stream.height)
+                pixels = draw(
+                    stream.prompt, stream.pts, count, stream.width, stream.height, stream.place
+                )
                 pixels.flags.writeable = False
                 now = time.monotonic()
                 stats = Stats(dit_s=self._chunk_s, passes=5, decoder_calls=1, rate=stream.fps)
@@ -308,6 +330,8 @@ class FakeEngine:
             kind = KINDS[type(control)]
             if isinstance(control, (Update, Cut)) and control.prompt is not None:
                 stream.prompt = control.prompt
+            if isinstance(control, Update) and control.control is not None:
+                stream.place = control.control[-1] if control.control else None
             elif isinstance(control, (Pause, Resume)):
                 stream.paused = isinstance(control, Pause)
             stream.events.append(

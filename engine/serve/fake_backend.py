@@ -34,6 +34,7 @@ class FakeStream:
     chunk: int = 0
     pts: int = 0
     short: bool = False
+    place: tuple[float, float] | None = None
     queue: list[Change] = field(default_factory=list)
     pushed: deque[int] | None = None
     """The first bytes of frames that wait, of a stream that is made from such."""
@@ -141,9 +142,11 @@ class FakeBackend:
         for control in stream.queue:
             if isinstance(control, (Update, Cut)):
                 stream.prompt = control.prompt or stream.prompt
+            if isinstance(control, Update) and control.control is not None:
+                stream.place = control.control[-1] if control.control else None
         stream.queue.clear()
         count = stream.count
-        frames = draw(stream.prompt, stream.pts, count, stream.width, stream.height)
+        frames = draw(stream.prompt, stream.pts, count, stream.width, stream.height, stream.place)
         if stream.pushed is not None:
             for frame in frames:
                 frame[stream.height // 2 :] = stream.pushed.popleft()

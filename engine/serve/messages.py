@@ -23,6 +23,7 @@ Seed: TypeAlias = Annotated[int, Meta(ge=0)]
 Prompt: TypeAlias = Annotated[str, Meta(min_length=1, max_length=10_000)]
 Strength: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
 Loras: TypeAlias = dict[str, float]
+Track: TypeAlias = tuple[tuple[float, float] | None, ...]
 
 
 class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +74,7 @@ class Update(Struct, frozen=True, kw_only=True, tag="update"):
     recache: bool = False
     strength: Strength | None = None
     loras: Loras | None = None
+    control: Track | None = None
 
 
 class Cut(Struct, frozen=True, kw_only=True, tag="cut"):
@@ -237,8 +239,8 @@ Event: TypeAlias = Applied | ChunkReady | DeadlineMissed | Failed | Resumed | En
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
-    """What is running: the native picture size and rate, the frames of a chunk, and the names of
-    LoRAs that streams can use."""
+    """What is running: the native picture size and rate, the frames of a chunk, the names of LoRAs
+    that streams can use, and whether it follows a control, and one that wraps."""
 
     name: str
     width: int
@@ -251,6 +253,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     device: str
     dtype: str
     loras: tuple[str, ...] = ()
+    control: bool = False
+    control_wraps: bool = False
 
 
 class Opened(Struct, frozen=True, kw_only=True):

@@ -70,6 +70,7 @@ class ModelStream:
             self.session.update(
                 prompt=control.prompt, seed=control.seed, steps=control.steps,
                 recache=control.recache, strength=control.strength, loras=control.loras,
+                control=control.control,
             )  # fmt: skip
             if control.loras is not None:
                 self.loras, self._changes = control.loras, True
@@ -122,6 +123,8 @@ class ModelBackend:
             device=str(engine.device),
             dtype=str(engine.dtype).removeprefix("torch."),
             loras=() if engine.loras is None else engine.loras.names,
+            control=config.control_channels > 0,
+            control_wraps=config.control_wraps,
         )
 
     @classmethod

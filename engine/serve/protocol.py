@@ -38,6 +38,8 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 Steps: TypeAlias = Annotated[int, Meta(ge=1, le=1000)]
 Side: TypeAlias = Annotated[int, Meta(ge=8, le=MAX_SIDE)]
 Strength: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Track: TypeAlias = Annotated[tuple[tuple[Share, Share] | None, ...], Meta(max_length=1024)]
 LoraName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Loras: TypeAlias = Annotated[
     dict[LoraName, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=64)
@@ -83,6 +85,11 @@ class Create(_FromClient, frozen=True, tag="session.create"):
 class Update(_FromClient, frozen=True, tag="session.update"):
     """Another prompt, number of steps, strength or set of LoRAs (those left out are not used) from
     the next chunk on; `recache` also takes the old prompt's traces out of what the model remembers.
+
+    `control` leads the object of a model that follows (`session.created` says whether it does): one
+    position (x, y), in shares of width and height from the upper left, to which it goes within a
+    chunk, or one for each frame (null leaves it open), of which the last holds on. An empty one
+    lets it go.
     """
 
     event_id: Id
@@ -91,6 +98,7 @@ class Update(_FromClient, frozen=True, tag="session.update"):
     recache: bool = False
     strength: Strength | None = None
     loras: Loras | None = None
+    control: Track | None = None
 
 
 class Cut(_FromClient, frozen=True, tag="session.cut"):
@@ -156,7 +164,8 @@ class Created(_FromServer, frozen=True, tag="session.created"):
     """The stream is open. `resume_token` lets its owner, and nobody else is told it, come back
     within `lease_s` of a cut; `watch_token` lets others look on. The next frame to be shown is
     number `next_frame`, and `lost` frames behind `last_frame` can no longer be had. `stream` is its
-    number in binary headers."""
+    number in binary headers. `control` says whether the model follows one, and `control_wraps`
+    whether what leaves the picture at one edge comes in at the opposite one."""
 
     event_id: str
     session_id: str
@@ -169,6 +178,8 @@ class Created(_FromServer, frozen=True, tag="session.created"):
     fps: float
     chunk_frames: int
     max_steps: int
+    control: bool
+    control_wraps: bool
     prompt: str
     paused: bool
     next_frame: int

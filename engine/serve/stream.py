@@ -179,6 +179,8 @@ class Stream:
             fps=self._opened.fps,
             chunk_frames=model.chunk_frames,
             max_steps=model.steps,
+            control=model.control,
+            control_wraps=model.control_wraps,
             prompt=self.spec.prompt or "",
             paused=self._paused,
             next_frame=following,

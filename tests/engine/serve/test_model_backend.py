@@ -17,6 +17,8 @@ from livereel.engine.serve.messages import Cut, Reset, Spec, Update
 from livereel.engine.serve.model_backend import ModelBackend, ModelStream
 from livereel.engine.types import Chunk
 
+from ..test_control import controlled
+
 PROMPT = "a red circle"
 
 
@@ -118,6 +120,21 @@ def test_a_cut_is_the_session_s(backend: ModelBackend, engine: Engine) -> None:
     session.cut("a blue ball", image=picture)
     for _ in range(2):
         (chunk,) = step(backend, stream)
+        np.testing.assert_array_equal(chunk.frames, next(session).frames)
+
+
+def test_the_object_is_led_where_the_model_follows(backend: ModelBackend, engine: Engine) -> None:
+    assert not backend.model.control
+    with pytest.raises(InputError, match="follows no control"):
+        open_(backend, Spec(prompt=PROMPT)).update(Update(event_id="1", control=((0.5, 0.5),)))
+    led = controlled(engine, trained=True)
+    follows = ModelBackend(led, "tiny")
+    assert follows.model.control and follows.model.control_wraps
+    stream, session = open_(follows, Spec(prompt=PROMPT)), led.open(PROMPT)
+    for control in (((0.25, 0.5),), (None, (0.1, 0.9)), ()):
+        stream.update(Update(event_id="1", control=control))
+        session.update(control=control)
+        (chunk,) = step(follows, stream)
         np.testing.assert_array_equal(chunk.frames, next(session).frames)
 
 

@@ -110,6 +110,32 @@ def test_a_new_shot_begins_with_a_picture_that_was_uploaded(live: Live) -> None:
     run(work())
 
 
+def test_the_object_is_led_and_let_go(live: Live) -> None:
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            assert stream.created is not None and stream.created.control
+            frames = aiter_(stream)
+            for control, white in (((None, (0.25, 0.75)), True), ((), False)):
+                applied = await stream.update(control=control)
+                while (frame := await anext_(frames)).number < applied.first_frame:
+                    pass
+                assert (frame.pixels[96, 32].min() > 240) == white
+
+    run(work())
+
+
+def test_a_model_that_follows_no_control_says_so(make_live: MakeLive) -> None:
+    live = make_live(engine=FakeEngine(led=False))
+
+    async def work() -> None:
+        async with AsyncStream(live.url, RED) as stream:
+            assert stream.created is not None and not stream.created.control
+            with pytest.raises(Refused, match="this model follows no control"):
+                await stream.update(control=((0.5, 0.5),))
+
+    run(work())
+
+
 def test_every_control_is_answered_once(live: Live) -> None:
     async def work() -> None:
         async with connect(live.url.replace("http", "ws") + protocol.PATH) as ws:
