@@ -126,7 +126,25 @@ def dit_of(subject: Subject) -> Any:
     if subject.fp8:
         raise InputError("baselines share the DiT's weights, and those are in fp8: take --baseline "
                          "none")  # fmt: skip
-    return part(subject.model.transformer, subject.dit)
+    dit = part(subject.model.transformer, subject.dit)
+    leave_control_out(dit, subject.stream.control_channels)
+    return dit
+
+
+def leave_control_out(dit: Any, channels: int) -> None:
+    """Take the channels of a control off diffusers' DiT, whose pipelines know of none.
+
+    What is led nowhere has zeros in them, which add nothing.
+    """
+    if not channels:
+        return
+    old = dit.patch_embedding
+    kept = old.in_channels - channels
+    new = nn.Conv3d(kept, old.out_channels, old.kernel_size, old.stride, device="meta")
+    new.weight = nn.Parameter(old.weight[:, :kept].detach().clone(), requires_grad=False)
+    new.bias = old.bias
+    dit.patch_embedding = new
+    dit.register_to_config(in_channels=kept)
 
 
 class Diffusers:

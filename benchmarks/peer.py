@@ -12,6 +12,8 @@ from torch import Tensor
 
 from livereel.engine.layers.layout import channels_last
 
+from .baseline_diffusers import leave_control_out
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -61,6 +63,7 @@ class Peer:
         transformer = _diffusers.WanTransformer3DModel.from_pretrained(
             folder / "transformer", torch_dtype=dtype
         )
+        leave_control_out(transformer, stream.control_channels)
         if setting.channels_last:
             channels_last(self.vae)
             channels_last(transformer)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from livereel.benchmarks import bench_vae
-from livereel.benchmarks.baseline_diffusers import Diffusers, fastest, part
+from livereel.benchmarks.baseline_diffusers import Diffusers, fastest, leave_control_out, part
 from livereel.benchmarks.bench_vae import DifferError
 from livereel.benchmarks.ceilings import Ceilings, ceilings
 from livereel.benchmarks.subject import Subject
@@ -35,6 +35,23 @@ def test_modules_share_the_weights_and_have_their_tables(small: Small) -> None:
     theirs = part(found.model.transformer, found.dit)
     assert theirs.proj_out.weight.data_ptr() == found.dit.proj_out.weight.data_ptr()  # type: ignore[union-attr,operator]
     assert not any(x.is_meta for x in (*theirs.parameters(), *theirs.buffers()))
+
+
+def test_without_control_the_peer_gives_what_it_gave_for_zeros() -> None:
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    dit = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=24, in_channels=6, out_channels=4, text_dim=12,
+        freq_dim=32, ffn_dim=64, num_layers=1,
+    )  # fmt: skip
+    dit.requires_grad_(False)
+    x, time, text = torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0]), torch.randn(1, 3, 12)
+    led_nowhere = torch.cat([x, torch.zeros(1, 2, 2, 4, 4)], dim=1)
+    (wanted,) = dit(led_nowhere, time, text, return_dict=False)
+    leave_control_out(dit, 2)
+    assert dit.config.in_channels == 4
+    torch.testing.assert_close(dit(x, time, text, return_dict=False)[0], wanted)
 
 
 def test_the_fastest_settings_are_named(small: Small) -> None:
