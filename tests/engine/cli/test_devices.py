@@ -15,6 +15,7 @@ import torch
 from livereel.engine.cli import main
 
 SECONDS = 30.0
+SHARE = max(1, torch.get_num_threads() // 2)  # threads of each of two processes
 
 
 def words(folder: Path, out: Path, *more: str) -> list[str]:
@@ -30,12 +31,8 @@ def pictures(out: Path) -> dict[str, bytes]:
 
 def test_same_video(tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))  # as many as each of two has
-    try:
-        assert main(words(tiny_folder, one)) == 0
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(SHARE)
+    assert main(words(tiny_folder, one)) == 0
     capfd.readouterr()
     assert main(words(tiny_folder, two, "--devices", "2")) == 0
     said = capfd.readouterr().out
@@ -87,10 +84,12 @@ def test_torchrun_contradicted(
 @pytest.mark.slow
 def test_torchrun(tiny_folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
+    torch.set_num_threads(SHARE)
     assert main(words(tiny_folder, one)) == 0
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
     command = [*run, sys.executable, "-m", "livereel.engine.cli", *words(tiny_folder, two)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(SHARE)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("13 frames of 48x32") == 1
     assert pictures(one) == pictures(two)
