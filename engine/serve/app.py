@@ -37,6 +37,7 @@ _ASSETS = {
     "player.js": "text/javascript",
     "mp4.js": "text/javascript",
     "protocol.js": "text/javascript",
+    "steering.js": "text/javascript",
     "style.css": "text/css",
 }
 _WRONG_KEY_S = 0.5

@@ -3,6 +3,7 @@
 import { CATCH_UP, Connection, KEYFRAME } from "./protocol.js";
 import { file, toSample } from "./mp4.js";
 import { makePlayer } from "./player.js";
+import { Steering } from "./steering.js";
 
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = [
@@ -18,6 +19,10 @@ const query = new URLSearchParams(location.search), hash = new URLSearchParams(l
 
 const live = { connection: null, player: null, created: null, group: [], recording: null, bars: [], asked: new Map(), shown: [], bytes: [], begun: 0, image: null };
 globalThis.livereel = live;
+live.steering = new Steering($("stage"), $("aim"), (control) => {
+  live.led = { id: ask("update", { control }), until: Infinity };
+  $("free").hidden = !control.length;
+});
 
 // What is said to a person
 
@@ -95,6 +100,10 @@ function created(message) {
   $("steps").max = message.max_steps;
   if (!back) { $("steps").value = message.max_steps; $("steps-value").textContent = message.max_steps; }
   if (!back && !$("text").value) $("text").value = message.prompt;
+  const led = message.control && !watching;
+  live.steering.follow(led ? message : null);
+  $("lead").hidden = !led;
+  if (!back) $("free").hidden = true;
   pressed("pause", message.paused);
   $("pause").textContent = message.paused ? "Resume" : "Pause";
   $("empty").hidden = true;
@@ -115,6 +124,7 @@ function message(said) {
       }
       const asked = live.asked.get(said.event_id);
       if (asked) { asked.frame = said.first_frame; asked.chunk = said.chunk; }
+      if (live.led?.id === said.event_id) live.led.until = said.first_frame + live.created.chunk_frames;
       live.applied = said;
       break;
     }
@@ -139,7 +149,9 @@ function message(said) {
 function closed() {
   if (live.recording) record();
   const ended = live.created !== null;
-  live.created = live.connection = null;
+  live.created = live.connection = live.led = null;
+  live.steering.follow(null);
+  $("lead").hidden = $("free").hidden = true;
   sessionStorage.removeItem("resume");
   $("controls").disabled = true;
   $("go").textContent = "Start";
@@ -177,6 +189,7 @@ function shown({ frame, width, height }) {
       $("n-control").textContent = seconds(live.control);
     }
   }
+  if (frame >= live.led?.until) live.steering.arrived();
   $("n-size").textContent = `${width}×${height}`;
 }
 
@@ -220,26 +233,59 @@ function bar(stats) {
 // What a person does
 
 function ask(type, fields) {
-  if (!live.created) return;
+  if (!live.created) return null;
   const id = live.connection.control(type, fields);
   if (type !== "pause" && type !== "stop") live.asked.set(id, { at: performance.now() });
+  return id;
 }
 
 function pressed(id, on) {
   $(id).setAttribute("aria-pressed", String(on));
 }
 
+// The chosen picture as the field of a request; null when it could not be uploaded.
+async function uploaded() {
+  if (!live.image) return {};
+  const answer = await fetch("/v1/images", { method: "POST", body: live.image }).catch(() => null);
+  const said = await answer?.json().catch(() => null);
+  if (answer?.ok) return { image: said.id };
+  notice(said?.error?.message ?? "The image could not be uploaded.", { again: !live.connection });
+  return null;
+}
+
 async function start() {
   const prompt = $("text").value.trim() || $("text").placeholder;
   $("text").value = prompt;
-  const request = { prompt, seed: Number($("seed").value) || 0 };
-  if (live.image) {
-    const answer = await fetch("/v1/images", { method: "POST", body: live.image }).catch(() => null);
-    const said = await answer?.json().catch(() => null);
-    if (!answer?.ok) { fail(said?.error?.message ?? "The image could not be uploaded."); return; }
-    request.image = said.id;
+  const image = await uploaded();
+  if (!image) { state("bad", "not running"); return; }
+  const loras = strengths();
+  await begin({ prompt, seed: Number($("seed").value) || 0, ...image, ...(Object.keys(loras).length && { loras }) });
+}
+
+async function shot() {
+  const prompt = $("text").value.trim(), image = await uploaded();
+  if (image) ask("cut", { ...image, ...(prompt && { prompt }) });
+}
+
+function strengths() {
+  const sliders = [...$("loras").querySelectorAll("input")];
+  return Object.fromEntries(sliders.filter((one) => Number(one.value)).map((one) => [one.name, Number(one.value)]));
+}
+
+// A slider for each LoRA that the server has.
+async function offer() {
+  const answer = await fetch("/v1/model").catch(() => null);
+  const model = answer?.ok ? await answer.json() : { loras: [] };
+  $("loras").hidden = !model.loras.length;
+  for (const name of model.loras) {
+    const label = document.createElement("label"), slider = document.createElement("input"), value = document.createElement("output");
+    Object.assign(slider, { type: "range", min: 0, max: 1.5, step: 0.05, value: 0, name });
+    value.textContent = "0";
+    slider.addEventListener("input", () => { value.textContent = slider.value; });
+    slider.addEventListener("change", () => ask("update", { loras: strengths() }));
+    label.append(name, slider, value);
+    $("loras").append(label);
   }
-  await begin(request);
 }
 
 $("prompt").addEventListener("submit", (event) => {
@@ -252,6 +298,8 @@ $("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("prompt").requestSubmit(); }
 });
 $("pause").addEventListener("click", () => ask($("pause").getAttribute("aria-pressed") === "true" ? "resume" : "pause"));
+$("shot").addEventListener("click", shot);
+$("free").addEventListener("click", () => live.steering.letGo());
 $("reset").addEventListener("click", () => ask("reset"));
 $("stop").addEventListener("click", () => ask("stop"));
 $("seed").addEventListener("change", () => ask("seed", { seed: Math.max(0, Math.floor(Number($("seed").value)) || 0) }));
@@ -277,7 +325,7 @@ $("share").addEventListener("click", async () => {
 
 function picture(chosen) {
   live.image = chosen;
-  $("image-name").textContent = chosen ? `${chosen.name}${live.connection ? " (for the next start)" : ""}` : "";
+  $("image-name").textContent = chosen ? `${chosen.name}${live.connection ? " (for the next start or shot)" : ""}` : "";
   $("image-clear").hidden = !chosen;
   if (!chosen) $("image").value = "";
 }
@@ -323,6 +371,7 @@ for (const example of EXAMPLES) {
   $("examples").append(button);
 }
 
+offer();
 const kept = sessionStorage.getItem("resume");
 if (hash.has("watch")) begin({ watch: hash.get("watch") });
 else if (kept) begin({ resume: kept, last_frame: -1 });

@@ -16,7 +16,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from livereel.engine.serve import messages
 from livereel.engine.serve.fake import FakeEngine, color_of, number_of
 from livereel.engine.serve.limits import Limits
 from livereel.engine.serve.stream import Stream
@@ -179,6 +181,72 @@ def test_controls_and_words(make_live: MakeLive, browser: Browser) -> None:
     browser.eval("globalThis.fetch = () => Promise.reject()")
     write(browser, RED)
     browser.until("document.getElementById('notice').innerText.includes('cannot be reached')")
+    assert browser.errors == []
+
+
+def drag(browser: Browser, *places: tuple[float, float]) -> None:
+    """Press on the picture at the first of these places, in shares of it, and let go at the
+    last."""
+    box = browser.eval(
+        "(({left, top, width, height}) => [left, top, width, height])(livereel.steering.frame())"
+    )
+    points = [(box[0] + x * box[2], box[1] + y * box[3]) for x, y in places]
+    kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 2), "mouseReleased"]
+    for kind, (x, y) in zip(kinds, points, strict=True):
+        browser.call(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1
+        )
+
+
+def key(browser: Browser, kind: str, name: str) -> None:
+    browser.call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+
+
+def test_the_object_is_led_by_pointer_and_keys(live: Live, browser: Browser) -> None:
+    start(browser, live)
+    assert browser.eval("document.getElementById('lead').hidden") is False
+    drag(browser, (0.2, 0.2), (0.3, 0.4), (0.5, 0.625), (0.5, 0.625))  # where the probe looks
+    assert browser.eval("livereel.steering.place") == pytest.approx([0.5, 0.625], abs=0.01)
+    assert browser.eval("document.getElementById('aim').hidden") is False
+    browser.until("seen.at(-1).rgb.every((value) => value > 239)")
+    browser.until("document.getElementById('aim').classList.contains('there')")
+    key(browser, "keyDown", "ArrowRight")
+    browser.until("livereel.steering.place[0] > 0.8")
+    key(browser, "keyUp", "ArrowRight")
+    browser.until(f"{list(color_of(RED))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)")
+    drag(browser, (0.5, 0.625), (0.5, 0.625))
+    browser.until("seen.at(-1).rgb.every((value) => value > 239)")
+    key(browser, "keyDown", "Escape")
+    browser.until(f"{list(color_of(RED))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)")
+    assert browser.eval("document.getElementById('aim').hidden") is True
+    assert in_order(seen(browser))
+    assert browser.errors == []
+
+
+def test_a_new_shot_and_loras(make_live: MakeLive, browser: Browser) -> None:
+    engine = FakeEngine(led=False)
+    engine._model = replace(engine.model, loras=("ink",))
+    asked: list[messages.Control] = []
+    control = engine.control
+
+    async def noted(session: str, event: messages.Control) -> None:
+        asked.append(event)
+        await control(session, event)
+
+    engine.control = noted  # type: ignore[method-assign]
+    start(browser, make_live(engine=engine))
+    assert browser.eval("document.getElementById('lead').hidden") is True
+    browser.eval(
+        "{ const slider = document.querySelector('#loras input'); slider.value = 0.5;"
+        " slider.dispatchEvent(new Event('change')); }"
+    )
+    browser.until("livereel.control")
+    browser.eval(f"document.getElementById('text').value = '{BLUE}'")
+    browser.eval("document.getElementById('shot').click()")
+    browser.until(f"{list(color_of(BLUE))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)")
+    update, cut = asked
+    assert isinstance(update, messages.Update) and update.loras == {"ink": 0.5}
+    assert isinstance(cut, messages.Cut) and cut.prompt == BLUE
     assert browser.errors == []
 
 
