@@ -24,6 +24,7 @@ from livereel.kernels.group_norm_silu import group_norm_silu
 from livereel.kernels.spatial_norm import spatial_norm
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
 
+from ...layers.launch_late import Launched, launch_late
 from . import vae
 from .config import CHUNK
 
@@ -41,11 +42,17 @@ class Conv:
 
     def step(self, x: Tensor, tape: CacheTape, residual: Tensor | None = None) -> Tensor:
         """After its past on the tape, which begins with the first frame repeated."""
+
+        def launch(x: Tensor, past: Tensor, residual: Tensor | None) -> Launched:
+            result: Launched = causal_conv3d(x, past, self.weight, self.bias, residual, gutter=True)
+            return result
+
+        if tape.neighbor is not None:
+            return launch_late(launch, x, residual, tape.neighbor, self.history)[0]
         past = tape.take()
         if past is None:
             past = x[:, :1].expand(-1, self.history, -1, -1, -1)
-        y: Tensor
-        y, _, kept = causal_conv3d(x, past, self.weight, self.bias, residual, gutter=True)
+        y, _, kept = launch(x, past, residual)
         tape.put(kept)
         return y
 
@@ -164,6 +171,8 @@ class Half:
 class FusedVAE:
     """A CogVideoX VAE whose `encode` and `decode` are those of `model`, to rounding."""
 
+    cache_time = 1
+
     def __init__(self, model: vae.CogVideoXVAE) -> None:
         self.model = model
         self.channels, self.chunk = model.channels, model.chunk
@@ -180,6 +189,11 @@ class FusedVAE:
         moments, caches = vae.in_chunks(self._encoder.step, frames, size, caches)
         return moments[:, : self.channels], caches
 
+    def encode_step(self, frames: Tensor, tape: CacheTape) -> Tensor:
+        """As `CogVideoXVAE.encode_step`."""
+        self.model.check_frames(frames, first=tape.first)
+        return self._encoder.step(frames, tape)[:, : self.channels]
+
     def decode(
         self, latents: Tensor, caches: ConvCaches | None = None
     ) -> tuple[Tensor, ConvCaches]:
@@ -187,3 +201,8 @@ class FusedVAE:
         self.model.check_latents(latents)
         frames, caches = vae.in_chunks(self._decoder.step, latents, CHUNK, caches)
         return frames.clamp(-1.0, 1.0), caches
+
+    def decode_step(self, latents: Tensor, tape: CacheTape) -> Tensor:
+        """As `CogVideoXVAE.decode_step`."""
+        self.model.check_latents(latents)
+        return self._decoder.step(latents, tape).clamp(-1.0, 1.0)

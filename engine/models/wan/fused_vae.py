@@ -10,7 +10,7 @@ Shapes: B batch, C channels, T latent frames, F pixel frames, H W space; activat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
@@ -20,16 +20,13 @@ from livereel.kernels.causal_conv3d import add_gutter, causal_conv3d
 from livereel.kernels.rms_norm_silu import rms_norm_silu
 from livereel.kernels.upsample2x_conv import fold_upsampled, upsample2x_conv
 
-from ...layers.causal_conv import CacheTape, ConvCaches, Neighbor, edge_frames
+from ...layers.causal_conv import CacheTape, ConvCaches
+from ...layers.launch_late import Launched, launch_late
 from . import vae_blocks
 
 if TYPE_CHECKING:
     from ...layers.norm import ChannelRMSNorm
     from .vae import WanVAE
-
-
-Launched = tuple[Tensor, Tensor, Tensor]
-"""What a convolution's launch gives: its result, that normed, and the next cache."""
 
 
 class Flow(NamedTuple):
@@ -80,30 +77,11 @@ class Conv:
 
         if tape.neighbor is not None:
             history = self.weight.shape[2] - 1
-            return launch_late(launch, x, residual, tape.neighbor, history, frames_out=frames_out)
+            late = launch_late(launch, x, residual, tape.neighbor, history, frames_out=frames_out)
+            return Flow(*late)
         y, normed, kept = launch(x, tape.take(), residual)
         tape.put(kept)
         return Flow(y, normed)
-
-
-def launch_late(
-    launch: Callable[[Tensor, Tensor, Tensor | None], Launched], x: Tensor,
-    residual: Tensor | None, neighbor: Neighbor, history: int, *, stride: int = 1,
-    frames_out: int = 1,
-) -> Flow:  # fmt: skip
-    """Launch a convolution whose past is still on its way: first on what does not see it, whose
-    past is in `x` itself, then on the `edge_frames`, whose cache is what the neighbor sent."""
-    past = neighbor.swap(x, history)
-    edge = edge_frames(history, stride)
-    edge_out = edge // stride * frames_out
-    parts = []
-    if x.shape[1] > edge:
-        behind = None if residual is None else residual[:, edge_out:].contiguous()
-        parts.append(launch(x[:, edge:], x[:, edge - history : edge], behind))
-    before = None if residual is None else residual[:, :edge_out].contiguous()
-    parts.append(launch(x[:, :edge], past(), before))
-    y, normed, _ = zip(*reversed(parts), strict=True)
-    return Flow(*(torch.cat(part, dim=1 if part[0].ndim > 1 else 0) for part in (y, normed)))
 
 
 class EndConv:
@@ -158,9 +136,10 @@ class Down:
         if self.time is None:
             return normed(x, gain)
         if tape.neighbor is not None:
-            return launch_late(
+            late = launch_late(
                 lambda x, past, _: self._halved(x, past, gain), x, None, tape.neighbor, 1, stride=2
             )
+            return Flow(*late)
         past = tape.take()
         tape.put(x[:, -1:].clone())
         lone, past, x = (x[:, :1], x[:, :1], x[:, 1:]) if past is None else (None, past, x)

@@ -40,6 +40,7 @@ CONFIGS: dict[str, WanVAEConfig | CogVideoXVAEConfig] = {
         block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4,
     ),
 }  # fmt: skip
+KERNELS = "causal_conv3d", "upsample2x_conv", "rms_norm_silu", "group_norm_silu", "spatial_norm"
 
 
 @lru_cache
@@ -58,9 +59,10 @@ def make(name: str, road: str = "") -> Any:
         channels_last(vae)
     elif road == "fused":
         fused = import_module(type(vae).__module__.replace(".vae", ".fused_vae"))
-        for op in ("causal_conv3d", "upsample2x_conv", "rms_norm_silu"):
-            kernel = import_module(f"livereel.kernels.{op}")
-            setattr(fused, op, getattr(kernel, f"{op}_reference"))
+        for op in KERNELS:
+            if hasattr(fused, op):
+                kernel = import_module(f"livereel.kernels.{op}")
+                setattr(fused, op, getattr(kernel, f"{op}_reference"))
         return vae.fused()
     return vae
 
