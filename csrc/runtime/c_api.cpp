@@ -133,6 +133,17 @@ livereel_status livereel_update(livereel_stream* stream, const livereel_embeds* 
   });
 }
 
+livereel_status livereel_control(livereel_stream* stream, const livereel_position* track,
+                                 int64_t count) {
+  return guarded([&] {
+    want("stream", stream);
+    if (count < 0 || (count > 0 && track == nullptr)) {
+      throw Error(Status::kArgument, "the track has neither positions nor a length of 0");
+    }
+    stream->stream.control({track, static_cast<std::size_t>(count)});
+  });
+}
+
 livereel_status livereel_snapshot(livereel_stream* stream, const uint8_t** snapshot, size_t* size) {
   return guarded([&] {
     want("stream, snapshot, size", stream, snapshot, size);

@@ -84,6 +84,7 @@ std::unique_ptr<AOTIModelPackageLoader> load(const fs::path& file, const fs::pat
 
 at::ScalarType type_of(std::string_view dtype) {
   if (dtype == "float32" || dtype == "F32") return at::kFloat;
+  if (dtype == "F64") return at::kDouble;
   if (dtype == "int64" || dtype == "I64") return at::kLong;
   throw Error(Status::kPackage, "tensors of " + std::string(dtype) + " are not run here");
 }

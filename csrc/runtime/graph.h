@@ -50,8 +50,8 @@ std::map<std::string, Graph, std::less<>> load_graphs(const Package& package,
                                                       const std::vector<std::string>& wanted,
                                                       const std::filesystem::path& unpack_to);
 
-// A tensor's bytes in memory aligned as torch wants it. Throws Error(kPackage) for a dtype that no
-// graph has.
+// A tensor's bytes in memory aligned as torch wants it. Throws Error(kPackage) for a dtype that
+// neither graphs nor states have.
 at::Tensor to_tensor(const TensorView& view);
 
 }  // namespace livereel

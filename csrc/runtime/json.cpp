@@ -192,6 +192,11 @@ class JsonParser {
 
 Json Json::parse(std::string_view text) { return JsonParser(text).document(); }
 
+bool Json::truth(std::string_view name) const {
+  if (const auto* held = std::get_if<bool>(&value_)) return *held;
+  refuse(name, "true or false");
+}
+
 const std::string& Json::text(std::string_view name) const {
   if (const auto* held = std::get_if<std::string>(&value_)) return *held;
   refuse(name, "text");

@@ -27,6 +27,7 @@ class Json {
 
   // What the value holds; each throws Error(kPackage), which calls the value `name`, if it holds
   // something else. Whole numbers are written without fraction and exponent.
+  [[nodiscard]] bool truth(std::string_view name) const;
   [[nodiscard]] const std::string& text(std::string_view name) const;
   [[nodiscard]] double number(std::string_view name) const;
   [[nodiscard]] std::int64_t whole(std::string_view name, std::int64_t low,

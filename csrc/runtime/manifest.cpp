@@ -92,7 +92,13 @@ Recipe read_recipe(const Json& json) {
       .max_sequence_length = whole("max_sequence_length", 1, 4096),
       .width = whole("width", 8, 8192),
       .height = whole("height", 8, 8192),
+      .control_channels = 0,
+      .control_wraps = false,
   };
+  if (json.find("control_channels") != nullptr) {
+    recipe.control_channels = whole("control_channels", 0, 64);
+    recipe.control_wraps = json.at("control_wraps").truth("control_wraps");
+  }
   if (recipe.first_chunk_latents > recipe.chunk_latents || recipe.window < recipe.chunk_latents) {
     refuse("the stream's chunks do not fit its window");
   }

@@ -44,6 +44,8 @@ struct Recipe {
   std::int64_t max_sequence_length;
   std::int64_t width;
   std::int64_t height;
+  std::int64_t control_channels;  // maps of where the object shall be, behind the latents' channels
+  bool control_wraps;
 };
 
 // The fields of `Latent` that a stream needs.

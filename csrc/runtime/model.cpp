@@ -16,6 +16,7 @@
 #include "livereel/error.h"
 #include "philox.h"
 #include "solver.h"
+#include "track.h"
 
 namespace livereel {
 namespace {
@@ -72,8 +73,12 @@ void Model::check_graphs() const {
   check_names("vae_decode_first", manifest().graph("vae_decode_first").outputs, {"frames"}, true);
   check_names("vae_decode", manifest().graph("vae_decode").outputs, {"frames"}, true);
   const auto latents = [&](std::int64_t frames) {
-    return std::vector<std::int64_t>{1, latent.channels, frames, latent.height, latent.width};
+    const std::int64_t channels = latent.channels + stream.control_channels;
+    return std::vector<std::int64_t>{1, channels, frames, latent.height, latent.width};
   };
+  if (stream.control_channels != 0 && stream.control_channels != latent.temporal_factor) {
+    throw Error(Status::kPackage, "control must have a channel for each frame of a latent frame");
+  }
   check_shape("text", text.inputs[0].shape, {1, stream.max_sequence_length, latent.text_width});
   check_shape("denoise_first's latent", first.inputs[0].shape, latents(stream.first_chunk_latents));
   check_shape("denoise's latent", denoise.inputs[0].shape, latents(stream.chunk_latents));
@@ -163,7 +168,8 @@ void Model::check(const State& state) const {
   }
   if (state.chunk > 0) {
     const std::int64_t last = chunk_size(state.chunk - 1);
-    wants("pending", state.pending, {1, latent.channels, last, latent.height, latent.width});
+    const std::int64_t channels = latent.channels + manifest().stream.control_channels;
+    wants("pending", state.pending, {1, channels, last, latent.height, latent.width});
     if (state.chunk > 1) latents = chunk_size(0) + ((state.chunk - 2) * chunk_size(1));
     const std::vector<TensorSpec>& inputs = manifest().graph("vae_decode").inputs;
     if (state.caches.size() + 1 != inputs.size()) {
@@ -177,6 +183,20 @@ void Model::check(const State& state) const {
   const std::int64_t frames = all == 0 ? 0 : 1 + ((all - 1) * latent.temporal_factor);
   if (state.latent != latents || state.pts != frames) {
     throw Error(Status::kPackage, "the snapshot's numbers of frames do not fit one another");
+  }
+  if (state.track.defined()) check_track(state);
+}
+
+void Model::check_track(const State& state) const {
+  const at::Tensor& track = state.track;
+  const bool shaped = manifest().stream.control_channels > 0 &&
+                      track.scalar_type() == at::kDouble && track.dim() == 2 &&
+                      track.size(0) >= 2 && track.size(0) <= kMaxTrack + 1 && track.size(1) == 2;
+  const auto inside = [&] {
+    return (track.isnan() | ((track >= 0) & (track <= 1))).all().item<bool>();
+  };
+  if (!shaped || !inside() || state.track_at < 1 || state.track_at > kMaxChunks) {
+    throw Error(Status::kPackage, "the snapshot's track cannot be followed");
   }
 }
 
@@ -233,6 +253,41 @@ at::Tensor Model::noise(const State& state, std::uint32_t step, std::int64_t cou
   return noise;
 }
 
+void Model::lead(State& state, const at::Tensor& track) const {
+  const Recipe& stream = manifest().stream;
+  if (stream.control_channels == 0) {
+    throw Error(Status::kArgument, "this model follows no control");
+  }
+  const bool led = state.track.defined();
+  const at::Tensor held =
+      led ? state.track[std::min(state.track_at, state.track.size(0)) - 1]
+          : at::full({2}, std::numeric_limits<double>::quiet_NaN(), at::kDouble);
+  at::Tensor way = track;
+  if (track.size(0) == 1) {
+    const std::int64_t frames =
+        frames_of(chunk_size(state.chunk), stream.control_channels, state.chunk == 0);
+    way = glide(held, track[0], frames, stream.control_wraps);
+  }
+  state.track = way.size(0) > 0 ? at::cat({held.unsqueeze(0), way}) : at::Tensor();
+  state.track_at = 1;
+}
+
+at::Tensor Model::control(const State& state, std::int64_t count) const {
+  const Recipe& stream = manifest().stream;
+  const LatentSpec& latent = manifest().latent;
+  if (!state.track.defined()) {
+    return at::zeros({1, stream.control_channels, count, latent.height, latent.width}, at::kFloat);
+  }
+  const std::int64_t from = std::min(state.track_at, state.track.size(0) - 1);
+  return draw_maps(state.track.narrow(0, from, state.track.size(0) - from),
+                   {.latents = count,
+                    .factor = stream.control_channels,
+                    .height = latent.height,
+                    .width = latent.width,
+                    .first = state.chunk == 0,
+                    .wraps = stream.control_wraps});
+}
+
 at::Tensor Model::sample(State& state, const TextKV& text,
                          const std::optional<TextKV>& negative) const {
   if (state.chunk >= kMaxChunks) throw Error(Status::kInternal, "the stream has come to its end");
@@ -240,18 +295,25 @@ at::Tensor Model::sample(State& state, const TextKV& text,
   const Solver solver(manifest().stream, state.steps);
   const Pass pass = at(state, state.latent, count, text);
   const Pass away = negative ? at(state, state.latent, count, *negative) : Pass();
+  const std::int64_t channels = manifest().stream.control_channels;
+  const at::Tensor told = channels > 0 ? control(state, count) : at::Tensor();
+  const auto with_control = [&](const at::Tensor& latents) {
+    return channels > 0 ? at::cat({latents, told}, 1) : latents;
+  };
   at::Tensor x = noise(state, 0, count);
   for (std::size_t i = 0; i < solver.steps(); ++i) {
-    at::Tensor flow = pass(x, solver.timestep(i))[0];
+    const at::Tensor given = with_control(x);
+    at::Tensor flow = pass(given, solver.timestep(i))[0];
     if (away) {
-      const at::Tensor other = away(x, solver.timestep(i))[0];
+      const at::Tensor other = away(given, solver.timestep(i))[0];
       flow = other + (flow - other).mul(manifest().stream.guidance_scale);
     }
     at::Tensor fresh;
     if (solver.takes_noise(i)) fresh = noise(state, static_cast<std::uint32_t>(i) + 1, count);
     x = solver.step(flow, x, i, fresh);
   }
-  state.pending = x;
+  if (channels > 0) state.track_at += frames_of(count, channels, state.chunk == 0);
+  state.pending = with_control(x);
   ++state.chunk;
   return x;
 }

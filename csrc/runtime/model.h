@@ -52,6 +52,11 @@ class Model {
   // Runs the cache pass that the chunk before left open, under the prompt it was made with.
   void remember(State& state, const TextKV& text) const;
 
+  // Has the next chunk and those after it follow a track [F, 2]: none where that is empty, and a
+  // way within one chunk to a single position. Throws Error(kArgument) for a model that follows
+  // none.
+  void lead(State& state, const at::Tensor& track) const;
+
   // Makes the next chunk's clean latents [1, C, T, H, W] and takes them into the state; with
   // `negative`, flow is guided away from it (Ho and Salimans 2022).
   [[nodiscard]] at::Tensor sample(State& state, const TextKV& text,
@@ -68,6 +73,9 @@ class Model {
                         const TextKV& text) const;
   [[nodiscard]] at::Tensor noise(const State& state, std::uint32_t step, std::int64_t count) const;
   [[nodiscard]] std::int64_t chunk_size(std::int64_t chunk) const;
+  // The maps [1, Cc, T, H, W] of the state's next chunk.
+  [[nodiscard]] at::Tensor control(const State& state, std::int64_t count) const;
+  void check_track(const State& state) const;
   void check_graphs() const;
 
   Package package_;

@@ -11,11 +11,11 @@
 namespace livereel {
 namespace {
 
-constexpr const char* kFormat = "livereel.runtime 1";
+constexpr const char* kFormat = "livereel.runtime 2";
 
 TensorView view_of(const at::Tensor& tensor) {
   TensorView view;
-  view.dtype = "F32";
+  view.dtype = tensor.scalar_type() == at::kDouble ? "F64" : "F32";
   view.shape = tensor.sizes().vec();
   view.data = {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
   return view;
@@ -49,11 +49,13 @@ std::vector<std::byte> save_state(const State& state, const std::string& model) 
                       {"steps", std::to_string(state.steps)},
                       {"chunk", std::to_string(state.chunk)},
                       {"latent", std::to_string(state.latent)},
-                      {"pts", std::to_string(state.pts)}};
+                      {"pts", std::to_string(state.pts)},
+                      {"track_at", std::to_string(state.track_at)}};
   std::vector<std::pair<std::string, at::Tensor>> tensors = {{"text", state.text},
                                                              {"ring.k", state.ring_k},
                                                              {"ring.v", state.ring_v},
-                                                             {"pending", state.pending}};
+                                                             {"pending", state.pending},
+                                                             {"track", state.track}};
   for (std::size_t i = 0; i < state.caches.size(); ++i) {
     tensors.emplace_back("cache." + std::to_string(i), state.caches[i]);
   }
@@ -86,6 +88,8 @@ State load_state(std::span<const std::byte> bytes, const std::string& model) {
   state.ring_k = tensor_of(content, "ring.k");
   state.ring_v = tensor_of(content, "ring.v");
   state.pending = tensor_of(content, "pending");
+  state.track = tensor_of(content, "track");
+  state.track_at = number_of<std::int64_t>(content, "track_at");
   for (at::Tensor cache = tensor_of(content, "cache.0"); cache.defined();
        cache = tensor_of(content, "cache." + std::to_string(state.caches.size()))) {
     state.caches.push_back(cache);

@@ -20,7 +20,10 @@ struct State {
   at::Tensor text;          // [1, L, D]
   at::Tensor ring_k;        // [layers, slots, n, h, d], as ring_v
   at::Tensor ring_v;
-  at::Tensor pending;  // [1, C, T, H, W], whose keys and values are not in the ring yet
+  at::Tensor pending;  // [1, C, T, H, W], whose keys and values are not in the ring yet; behind its
+                       // channels those of its control
+  at::Tensor track;    // [1 + F, 2] that control follows: where it led before, then where to
+  std::int64_t track_at = 0;  // the track's position of the next frame
   std::vector<at::Tensor> caches;
 };
 

@@ -1,18 +1,22 @@
 #include "livereel/stream.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <new>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "file.h"
 #include "model.h"
 #include "safetensors.h"
 #include "state.h"
+#include "track.h"
 
 namespace livereel {
 namespace {
@@ -78,10 +82,11 @@ class Stream::Impl {
 
   Chunk next() {
     const std::scoped_lock making(making_);
-    std::optional<at::Tensor> wanted;
+    std::optional<at::Tensor> wanted, track;
     {
       const std::scoped_lock queue(queue_);
       wanted = wanted_;
+      track = track_;
     }
     State state = state_;
     model_.remember(state, text_kv_);
@@ -90,6 +95,7 @@ class Stream::Impl {
       state.text = *wanted;
       text_kv = model_.text_kv(state.text);
     }
+    if (track) model_.lead(state, *track);
     Chunk chunk;
     chunk.index = state.chunk;
     chunk.pts = state.pts;
@@ -104,6 +110,7 @@ class Stream::Impl {
     text_kv_ = std::move(text_kv);
     const std::scoped_lock queue(queue_);
     if (wanted && wanted_ && wanted_->is_same(*wanted)) wanted_.reset();
+    if (track && track_ && track_->is_same(*track)) track_.reset();
     return chunk;
   }
 
@@ -111,6 +118,29 @@ class Stream::Impl {
     at::Tensor tensor = text(prompt);
     const std::scoped_lock queue(queue_);
     wanted_ = std::move(tensor);
+  }
+
+  void control(std::span<const Position> track) {
+    if (recipe().control_channels == 0) {
+      throw Error(Status::kArgument, "this model follows no control");
+    }
+    if (std::ssize(track) > kMaxTrack) {
+      throw Error(Status::kArgument, "a track has at most " + std::to_string(kMaxTrack) +
+                                         " positions, got " + std::to_string(track.size()));
+    }
+    at::Tensor positions = at::empty({std::ssize(track), 2}, at::kDouble);
+    auto* const values = positions.mutable_data_ptr<double>();
+    for (std::size_t i = 0; i < track.size(); ++i) {
+      const auto [x, y] = track[i];
+      const bool open = std::isnan(x) && std::isnan(y);
+      if (!open && !(x >= 0 && x <= 1 && y >= 0 && y <= 1)) {
+        throw Error(Status::kArgument, "a position must be (x, y), each from 0 to 1, or open");
+      }
+      values[2 * i] = x;
+      values[(2 * i) + 1] = y;
+    }
+    const std::scoped_lock queue(queue_);
+    track_ = std::move(positions);
   }
 
   [[nodiscard]] std::vector<std::byte> snapshot() const {
@@ -142,6 +172,7 @@ class Stream::Impl {
   TextKV text_kv_;
   std::optional<TextKV> negative_;
   std::optional<at::Tensor> wanted_;  // a prompt that takes hold at the next chunk's edge
+  std::optional<at::Tensor> track_;   // and a track
   mutable std::mutex making_;
   mutable std::mutex queue_;
 };
@@ -168,6 +199,10 @@ void Stream::run(const std::function<bool(const Chunk&)>& show) {
 
 void Stream::update(const Embeds& prompt) {
   told([&] { impl_->update(prompt); });
+}
+
+void Stream::control(std::span<const Position> track) {
+  told([&] { impl_->control(track); });
 }
 
 std::vector<std::byte> Stream::snapshot() const {

@@ -2,7 +2,8 @@
  *
  * Functions give a livereel_status; livereel_last_error() says in a sentence what went wrong in the
  * calling thread's last call. No exception leaves them. A stream may be used from any thread:
- * livereel_update takes hold at the next chunk's edge, the others wait for the chunk in the making.
+ * livereel_update and livereel_control take hold at the next chunk's edge, the others wait for the
+ * chunk in the making.
  * Whoever closes a stream sees to it that nobody else is in a call on it.
  */
 #ifndef LIVEREEL_LIVEREEL_H
@@ -51,6 +52,13 @@ typedef struct livereel_options {
   const char* unpack_to;
 } livereel_options;
 
+/* Where the object shall be, in shares of the picture's width and height from its upper left
+ * corner; open where both are NaN. */
+typedef struct livereel_position {
+  double x;
+  double y;
+} livereel_position;
+
 /* RGB frames [count, height, width, 3]; `pts` is the number of the first. The memory is the
  * stream's and stays as it is until the next call of livereel_next or livereel_close. */
 typedef struct livereel_chunk {
@@ -84,6 +92,11 @@ LIVEREEL_API livereel_status livereel_run(livereel_stream* stream,
 /* Changes the prompt from the next chunk on. */
 LIVEREEL_API livereel_status livereel_update(livereel_stream* stream,
                                              const livereel_embeds* prompt);
+
+/* Leads the object of a model that follows control from the next chunk on: `count` positions, one
+ * for each frame, the last of which holds on. A single one is come to within a chunk; 0 lets go. */
+LIVEREEL_API livereel_status livereel_control(livereel_stream* stream,
+                                              const livereel_position* track, int64_t count);
 
 /* All that the next chunk depends on. The memory is the stream's and stays as it is until the next
  * call of livereel_snapshot or livereel_close. */

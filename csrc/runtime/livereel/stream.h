@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "livereel/error.h"
+#include "livereel/livereel.h"
 
 namespace livereel {
 
@@ -34,6 +35,8 @@ struct Options {
   std::filesystem::path unpack_to;
 };
 
+using Position = livereel_position;
+
 // RGB frames [count, height, width, 3] that leave together; `index` counts chunks, `pts` is the
 // number of the first frame.
 struct Chunk {
@@ -45,8 +48,8 @@ struct Chunk {
   std::int64_t pts = 0;
 };
 
-// A live stream. All functions throw Error. `update` may be called from any thread and takes hold
-// at the next chunk's edge; the others wait for the chunk in the making.
+// A live stream. All functions throw Error. `update` and `control` may be called from any thread
+// and take hold at the next chunk's edge; the others wait for the chunk in the making.
 class LIVEREEL_API Stream {
  public:
   // Opens and checks a package, loads its graphs; nothing is computed yet.
@@ -70,6 +73,11 @@ class LIVEREEL_API Stream {
 
   // Changes the prompt from the next chunk on.
   void update(const Embeds& prompt);
+
+  // Leads the object from the next chunk on: a position for each frame, the last of which holds on;
+  // to a single one within a chunk; none lets go. Throws Error(kArgument) for a model that follows
+  // no control.
+  void control(std::span<const Position> track);
 
   // All that the next chunk depends on.
   [[nodiscard]] std::vector<std::byte> snapshot() const;

@@ -29,12 +29,14 @@ int main() {
   CHECK(a[0].whole("a", 0, 1) == 1 && a[0].number("a") == 1.0);
   CHECK(a[1].number("a") == -2.5 && a[2].number("a") == 300.0);
   CHECK(json.at("b").at("c").text("c") == "x\n\xc3\xa9\xf0\x9f\x98\x80/");
+  CHECK(a[3].truth("a"));
   CHECK(json.find("e") == nullptr && a[0].find("e") == nullptr);
   const auto most = std::numeric_limits<std::int64_t>::max();
   CHECK(Json::parse("9223372036854775807").whole("n", 0, most) == most);
 
   CHECK(refused(Status::kPackage, [&] { return json.at("e"); }));
   CHECK(refused(Status::kPackage, [&] { return json.at("a").text("a"); }));
+  CHECK(refused(Status::kPackage, [&] { return a[0].truth("a"); }));
   CHECK(refused(Status::kPackage, [&] { return a[1].whole("a", -9, 9); }));
   CHECK(refused(Status::kPackage, [&] { return a[0].whole("a", 2, 9); }));
   CHECK(refused(Status::kPackage, [&] { return a[3].number("a"); }));

@@ -28,6 +28,17 @@ int main() {
   CHECK(manifest.files.at("graphs/denoise.pt2").bytes == 1);
   CHECK(refused(Status::kPackage, [&] { return manifest.graph("vae_decode"); }));
 
+  CHECK(manifest.stream.control_channels == 0 && !manifest.stream.control_wraps);
+  const std::string led = R"("control_channels": 4, "control_wraps": true, "window": 6)";
+  const livereel::Manifest follows =
+      livereel::read_manifest(changed(livereel::manifest_text("x"), R"("window": 6)", led));
+  CHECK(follows.stream.control_channels == 4 && follows.stream.control_wraps);
+
+  check(Status::kPackage, R"("window": 6)", R"("control_channels": 4, "window": 6)");
+  check(Status::kPackage, R"("window": 6)",
+        R"("control_channels": 65, "control_wraps": true, "window": 6)");
+  check(Status::kPackage, R"("window": 6)",
+        R"("control_channels": 4, "control_wraps": 1, "window": 6)");
   check(Status::kVersion, R"("manifest": 1)", R"("manifest": 2)");
   check(Status::kVersion, R"("aoti")", R"("onnx")");
   check(Status::kVersion, "philox4x32-10", "philox4x32-7");

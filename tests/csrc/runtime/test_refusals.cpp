@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -75,6 +76,7 @@ void null_pointers(const Case& given) {
   expect(livereel_next(nullptr, &chunk), LIVEREEL_ARGUMENT);
   expect(livereel_run(nullptr, callback, nullptr), LIVEREEL_ARGUMENT);
   expect(livereel_update(nullptr, &given.prompt), LIVEREEL_ARGUMENT);
+  expect(livereel_control(nullptr, nullptr, 0), LIVEREEL_ARGUMENT);
   expect(livereel_snapshot(nullptr, &data, &size), LIVEREEL_ARGUMENT);
   expect(livereel_fps(nullptr, &fps), LIVEREEL_ARGUMENT);
   livereel_close(nullptr);
@@ -144,16 +146,32 @@ void wrong_packages(const Case& given) {
   expect(Case::open_at(copy.string(), given.prompt), LIVEREEL_OK);
 }
 
+void wrong_tracks(livereel_stream* stream) {
+  const livereel_position inside = {.x = 0, .y = 1};
+  expect(livereel_control(stream, &inside, -1), LIVEREEL_ARGUMENT);
+  expect(livereel_control(stream, nullptr, 1), LIVEREEL_ARGUMENT);
+  const double open = std::numeric_limits<double>::quiet_NaN();
+  for (const livereel_position outside :
+       {livereel_position{1.5, 0}, {0, -0.1}, {open, 0.5}, {0.5, open}}) {
+    expect(livereel_control(stream, &outside, 1), LIVEREEL_ARGUMENT);
+  }
+  const std::vector<livereel_position> many(100'001, inside);
+  expect(livereel_control(stream, many.data(), std::ssize(many)), LIVEREEL_ARGUMENT);
+}
+
 void wrong_snapshots(const Case& given) {
   livereel_stream* stream = nullptr;
   expect(livereel_open(given.package.c_str(), &given.prompt, nullptr, &stream), LIVEREEL_OK);
   livereel_chunk chunk{};
+  const livereel_position center = {.x = 0.5, .y = 0.5};
+  expect(livereel_control(stream, &center, 1), LIVEREEL_OK);
   expect(livereel_next(stream, &chunk), LIVEREEL_OK);
   expect(livereel_next(stream, nullptr), LIVEREEL_ARGUMENT);
   expect(livereel_run(stream, nullptr, nullptr), LIVEREEL_ARGUMENT);
   expect(livereel_update(stream, nullptr), LIVEREEL_ARGUMENT);
   const livereel_embeds none{};
   expect(livereel_update(stream, &none), LIVEREEL_ARGUMENT);
+  wrong_tracks(stream);
   const std::uint8_t* data = nullptr;
   std::size_t size = 0;
   expect(livereel_snapshot(stream, &data, nullptr), LIVEREEL_ARGUMENT);
@@ -172,12 +190,14 @@ void wrong_snapshots(const Case& given) {
   expect(restore(whole), LIVEREEL_OK);
   expect(restore(""), LIVEREEL_PACKAGE);
   expect(restore(whole.substr(0, whole.size() - 1)), LIVEREEL_PACKAGE);
-  expect(restore(changed(whole, "livereel.runtime 1", "livereel.runtime 2")), LIVEREEL_PACKAGE);
+  expect(restore(changed(whole, "livereel.runtime 2", "livereel.runtime 1")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"2")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"0")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("chunk":"1")", R"("chunk":"x")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("steps":"3")", R"("steps":"9")")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("pts":"1")", R"("pts":"9")")), LIVEREEL_PACKAGE);
+  expect(restore(changed(whole, R"("track_at":"2")", R"("track_at":"0")")), LIVEREEL_PACKAGE);
+  expect(restore(changed(whole, "F64", "I64")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, R"("model":")", R"("model":"0)")), LIVEREEL_PACKAGE);
   expect(restore(changed(whole, "cache.3", "cache.x")), LIVEREEL_PACKAGE);
 }

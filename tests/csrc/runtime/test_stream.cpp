@@ -1,5 +1,6 @@
 // Streams a package and compares every byte with what Python's runner made of it: 50 chunks, the
-// prompt changed in the middle, the second half once more from a snapshot.
+// prompt changed in the middle, the object led and let go, the second half once more from a
+// snapshot.
 //
 //   test_stream FOLDER, which holds package/, first.safetensors, second.safetensors and frames.rgb
 #include <cstddef>
@@ -9,6 +10,8 @@
 #include <cstring>
 #include <exception>
 #include <filesystem>
+#include <limits>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -21,6 +24,18 @@ namespace {
 constexpr std::int64_t kChunks = 50;
 constexpr std::int64_t kChange = 25;
 constexpr std::uint64_t kSeed = 7;
+constexpr double kOpen = std::numeric_limits<double>::quiet_NaN();
+
+// What is told of where the object shall be when a chunk has left; as tests/engine/runners has it.
+const std::map<std::int64_t, std::vector<livereel::Position>>& tracks() {
+  static const std::map<std::int64_t, std::vector<livereel::Position>> told = {
+      {4, {{0.25, 0.7}}},
+      {6, {{0.9, 0.1}}},
+      {9, {{0.9, 0.2}, {0.95, 0.3}, {kOpen, kOpen}, {0.05, 0.4}, {0.1, 0.5}}},
+      {39, {}},
+  };
+  return told;
+}
 
 // Streams up to the last chunk and compares; gives a snapshot from before the prompt's change.
 std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embeds& second,
@@ -37,6 +52,9 @@ std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embe
       std::exit(1);
     }
     index = chunk.index;
+    if (const auto track = tracks().find(index); track != tracks().end()) {
+      stream.control(track->second);
+    }
     if (index == kChange - 1) {
       snapshot = stream.snapshot();
       stream.update(second);

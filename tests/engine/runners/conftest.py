@@ -19,15 +19,16 @@ _SHALLOW_VAE = {
 
 @pytest.fixture(scope="session")
 def guided_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The causal model with guidance in its recipe, of one layer, and with a VAE of one size less:
-    2 frames a latent frame, not 4. Compiling takes time by the op."""
+    """The causal model with guidance and control in its recipe, of one layer, and with a VAE of one
+    size less: 2 frames a latent frame, not 4. Compiling takes time by the op."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
     folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("guided") / "model")
     recipe = folder / "livereel.json"
-    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "guidance_scale": 2.0}))
+    more = {"guidance_scale": 2.0, "control_channels": 2, "control_wraps": True}
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), **more}))
     for kind, part, less in (
-        (WanTransformer3DModel, "transformer", {"num_layers": 1}),
+        (WanTransformer3DModel, "transformer", {"num_layers": 1, "in_channels": 6}),
         (AutoencoderKLWan, "vae", _SHALLOW_VAE),
     ):
         config = kind.load_config(folder / part)

@@ -16,6 +16,7 @@ import torch
 from livereel.engine.checkpoint.folder import DEMO, open_folder
 from livereel.engine.cli import main
 from livereel.engine.engine import Engine
+from livereel.engine.sampling.track import Position
 from livereel.export.package import plan_export, write_package
 
 pytestmark = [
@@ -27,6 +28,11 @@ ROOT = Path(__file__).parents[3]
 TOOLS = Path(sys.executable).parent
 TORCH = Path(torch.__file__).parent
 CHUNKS, SEED = 50, 7
+# What is told of where the object shall be when a chunk has left, as in test_stream.cpp.
+TRACKS: dict[int, tuple[Position, ...]] = {
+    4: ((0.25, 0.7),), 6: ((0.9, 0.1),), 39: (),
+    9: ((0.9, 0.2), (0.95, 0.3), None, (0.05, 0.4), (0.1, 0.5)),
+}  # fmt: skip
 TARGETS = ("livereel_runtime", "livereel_run", "livereel_example", "test_stream", "test_refusals")
 
 
@@ -56,7 +62,8 @@ def build(folder: Path, case: Path, *options: str, targets: Sequence[str] = TARG
 
 
 def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
-    """A package, two embeddings, and what Python streams: the prompt changes in the middle."""
+    """A package, two embeddings, and what Python streams: the prompt changes in the middle, the
+    object is led and let go."""
     (folder / "package").symlink_to(package)
     for name, prompt in zip(("first", "second"), prompts, strict=True):
         out = folder / f"{name}.safetensors"
@@ -65,6 +72,8 @@ def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
     with Engine.load(package, device="cpu").open(prompts[0], seed=SEED) as session:
         for chunk in session:
             frames.append(chunk.frames)
+            if chunk.index in TRACKS:
+                session.update(control=TRACKS[chunk.index])
             if chunk.index == CHUNKS // 2 - 1:
                 session.update(prompt=prompts[1])
             if chunk.index == CHUNKS - 1:
@@ -194,6 +203,6 @@ def test_installed_and_found_by_cmake(
     ours, theirs = np.fromfile(out, np.uint8), np.fromfile(case / "frames.rgb", np.uint8)
     chunks = [6 * 48 * 32 * 3] * 9
     assert len(ours) == 48 * 32 * 3 + sum(chunks)
-    same = 48 * 32 * 3 + sum(chunks[:5])  # then the example's prompt changes
+    same = 48 * 32 * 3 + sum(chunks[:4])  # then Python's object is led
     np.testing.assert_array_equal(ours[:same], theirs[:same])
     assert call(*example, "nowhere", prompts[1], out, env=environment).returncode == 1
