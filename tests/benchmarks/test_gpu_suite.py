@@ -15,15 +15,22 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.sh"
 
 
 @pytest.mark.parametrize(
-    ("code", "stages"), [(0, ["--test", "--stream", "--cogvideox"]), (7, ["--kernels"])]
+    ("code", "stages"),
+    [
+        (0, ["--test", "--stream", "--cogvideox"]),
+        (7, ["--kernels"]),
+        (0, ["--targets", "--clip"]),
+        (1, ["--targets"]),
+    ],
 )
 def test_each_stage_stands_alone_and_leaves_its_outcome(
     tmp_path: Path, code: int, stages: list[str]
 ) -> None:
-    # Stands for Python: runs the suite's own report, and of stages says what they would run.
+    # Stands for Python: runs the suite's own report, has a GPU, and says what stages would run.
     python = tmp_path / "python"
     python.write_text(
-        f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} "$@"\necho "$@"\nexit {code}\n'
+        f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} "$@"\n[ "$1" = -c ] && exit 0\n'
+        f'echo "$@"\nexit {code}\n'
     )
     python.chmod(0o755)
     bash = shutil.which("bash")
@@ -41,6 +48,21 @@ def test_each_stage_stands_alone_and_leaves_its_outcome(
     assert report["versions"]["torch"] is not None and "chip" in report and "commit" in report
     for name in names:
         assert (tmp_path / "out" / f"{name}.log").read_text().startswith("-m ")
+    if "--targets" in stages:  # a bench that fails leaves the others their turn
+        assert (tmp_path / "out" / "targets.log").read_text().count(" bench ") == 7
+        assert f"-m livereel.benchmarks.targets {tmp_path / 'out'}" in done.stdout
+
+
+def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nCUDA_VISIBLE_DEVICES= exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--targets", "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "gpu_suite: torch sees no CUDA device here\n"
 
 
 def test_an_unknown_flag_gets_the_usage(tmp_path: Path) -> None:
