@@ -7,6 +7,7 @@ or `livereel serve --ray`. The front is the server as it runs on one machine, be
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -49,6 +50,9 @@ _CALLS = 4096
 """Calls that a replica takes at once: the engine says itself how many sessions it takes."""
 _GRACE_S = 60.0
 """An engine gives up a stream so much later than the front should have."""
+_BEAT_S = 0.5
+_LEAVE_S = 10.0
+"""A replica that is taken away ends its sessions in so many seconds."""
 _QUIET = {"enable_access_log": False}
 _LOCAL: dict[str, Any] = {"include_dashboard": False}
 
@@ -91,6 +95,22 @@ class Engines(Replica):
         logs.to_stderr()
         super().__init__(EngineProcess(setup), serve.get_replica_context().replica_id.unique_id)
         await self.start()
+        self._watch = asyncio.create_task(self._leave_when_taken_away())
+
+    async def _leave_when_taken_away(self) -> None:
+        """Serve says nothing to a replica that is to go before all calls to it are over. But calls
+        for it go to others then, its own too."""
+        context, known = serve.get_replica_context(), False
+        calls = serve.get_deployment_handle(context.deployment, context.app_name)
+        own = calls.options(method_name="name", session_id=context.replica_id.unique_id)
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            with contextlib.suppress(Exception):  # of Ray's many; it is asked again
+                here = await asyncio.wait_for(own.remote(), _LEAVE_S) == await self.name()
+                if known and not here:
+                    break
+                known = known or here
+        await self.leave(_LEAVE_S)
 
 
 @serve.ingress()
@@ -149,7 +169,8 @@ def engines(settings: Settings) -> serve.Application:
         name="Engines",
         max_ongoing_requests=_CALLS,
         health_check_period_s=2.0,
-        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_timeout_s=2 * _LEAVE_S,
+        graceful_shutdown_wait_loop_s=_BEAT_S,
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": settings.cpus_each, "num_gpus": gpus},
         autoscaling_config=AutoscalingConfig(

@@ -2,7 +2,8 @@
 
 A session is pinned to the replica that it was opened on. When that one dies or is taken away, the
 session goes on at another, from its last light snapshot and with chunk and frame numbers that go
-on; the controls given since then are given again.
+on; the controls given since then are given again. A replica that is taken away tells all that it
+has made and gives a snapshot of just then, so that the pictures go on where they were.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ more may have to be started."""
 _RETRY_S = 2.0
 _AGAIN_S = 0.5
 _BEAT_S, _SILENT_S = 2.0, 6.0
+_LAST_S = 5.0
+"""How long is waited for a word of a replica that is taken away."""
 _MOVES, _MOVES_S = 5, 60.0
 """A session that had to move more often in so many seconds is given up."""
 _RENEW_S = 10.0
@@ -259,6 +262,8 @@ class RayEngine:
                     item = asyncio.ensure_future(session.stream.__anext__())
                     item.add_done_callback(_let_go)
                     await asyncio.wait((item, left), return_when=asyncio.FIRST_COMPLETED)
+                    if not item.done() and self._sessions.get(name) is session:
+                        await asyncio.wait((item,), timeout=_LAST_S)
                     if not item.done():
                         item.cancel()
                         break

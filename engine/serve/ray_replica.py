@@ -93,6 +93,7 @@ class Replica:
         self._engine, self._name = engine, name
         self._room: dict[str, asyncio.Semaphore] = {}
         self._chunks = self._late = self._refused = 0
+        self._leaving = False
 
     async def start(self) -> None:
         """Start the engine. Raises `LiveReelError`."""
@@ -102,14 +103,26 @@ class Replica:
         """End it."""
         await self._engine.stop()
 
+    async def leave(self, grace_s: float) -> None:
+        """End the sessions with what they can be gone on from elsewhere, those that have an end
+        when most of the time is over; all that was made comes before, asked for or not."""
+        self._leaving = True
+        for room in self._room.values():
+            room.release()
+        await self._engine.drain(grace_s)
+
+    async def name(self) -> str:
+        """What Serve calls it."""
+        return self._name
+
     async def about(self) -> tuple[ModelInfo, Health]:
         """What is running, and how it is."""
         return self._engine.model, self._engine.health
 
     def check_health(self) -> None:
         """Serve asks for this now and then, and replaces a replica that fails several times."""
-        if self._engine.health == "down":
-            raise RuntimeError("the engine's process is down")
+        if self._engine.health == "down" or self._leaving:
+            raise RuntimeError(f"the engine is {self._engine.health}")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the number of replicas hangs on: the sessions, and since it was last asked the share
@@ -125,7 +138,8 @@ class Replica:
     async def play(self, spec: Spec) -> AsyncIterator[Item]:
         """Open a session and tell all that comes of it, `Ended` last; or a `Refusal` alone.
 
-        No more than `AHEAD` chunks are told before `took` says that they were.
+        No more than `AHEAD` chunks are told before `took` says that they were; all of them when
+        the replica leaves.
         """
         try:
             opened = await self._engine.open(spec)
@@ -144,7 +158,7 @@ class Replica:
                     yield event
                     continue
                 self._chunks += 1
-                while not await _within(room.acquire(), _LOOK_S):
+                while not (self._leaving or await _within(room.acquire(), _LOOK_S)):
                     if await self._ended(session):  # nobody listens any more, so it was idle
                         return
                 if session not in self._room:  # closed meanwhile

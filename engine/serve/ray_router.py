@@ -17,7 +17,8 @@ LATE = 0.1
 
 class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]  # Any, as all of Ray here
     """A call with a `session_id`, which is a replica's name, goes there; others to the replica with
-    the fewest calls under way, as does one whose replica is gone: that one answers so.
+    the fewest calls under way, as does one whose replica is gone: that one answers so. Of replicas
+    whose calls are not known any more, since none went there, one that answers is taken first.
 
     Of its base it takes how calls are matched with replicas, which loses none in a burst.
     """
@@ -33,7 +34,11 @@ class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]  # Any, as all 
             pending_request.routing_context.should_backoff = True
             name = pending_request.metadata.session_id
         pinned = [r for r in candidate_replicas if r.replica_id.unique_id == name]
-        return [pinned or candidate_replicas]
+        if pinned:
+            return [pinned]
+        known = self.replica_queue_len_cache
+        idle = [r for r in candidate_replicas if known.get(r.replica_id) is None]
+        return [idle, candidate_replicas] if idle else [candidate_replicas]
 
 
 class SessionPolicy:

@@ -49,10 +49,7 @@ class RaySession:
         """Take in what the replica tells; gives the end when that is the session's own."""
         watched = self.watched
         if isinstance(item, Kept):
-            watched.snapshot = item.snapshot
-            for event_id in watched.told:
-                watched.given.pop(event_id, None)
-            watched.told.clear()
+            self._keep(item.snapshot)
         elif isinstance(item, ChunkReady):
             item.chunk += self.chunks_off
             item.pts += self.frames_off
@@ -69,11 +66,19 @@ class RaySession:
         elif isinstance(item, Ended):
             if item.reason not in ("closed", "draining"):
                 return item
-            watched.snapshot = item.snapshot or watched.snapshot
+            if item.snapshot is not None:
+                self._keep(item.snapshot)
             self.left.set()  # its replica is going down
         elif not isinstance(item, (Placed, Refusal)):
             watched.tell(item)
         return None
+
+    def _keep(self, snapshot: bytes) -> None:
+        """Go on from here if need be; what took hold so far is in it."""
+        self.watched.snapshot = snapshot
+        for event_id in self.watched.told:
+            self.watched.given.pop(event_id, None)
+        self.watched.told.clear()
 
     def _applied(self, item: Applied) -> None:
         """Pass it on, but not a second time for a control that was given again."""

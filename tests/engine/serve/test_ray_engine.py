@@ -194,20 +194,47 @@ def test_when_a_replica_dies_its_sessions_go_on_elsewhere_with_numbers_that_go_o
     run(test, "a", "b")
 
 
-def test_a_replica_that_is_taken_away_is_left_in_order() -> None:
-    """Serve sends nothing to it any more, though what it plays still comes."""
+def test_a_replica_that_is_taken_away_is_drained() -> None:
+    """Serve sends nothing to it any more, though what it plays still comes; the pictures go on
+    where they were, and what took hold before does not do so again."""
+
+    async def test(cluster: Cluster, engine: RayEngine) -> None:
+        opened = await engine.open(Spec(prompt="red"))
+        events = engine.events(opened.session)
+        await engine.control(opened.session, Update(event_id="a", prompt="blue"))
+        before = await take(events, 3)
+        leaving = at(engine, opened.session)
+        kept = cluster.replicas.pop(leaving)
+        kept.check_health()
+        await kept.leave(1.0)
+        with pytest.raises(RuntimeError):
+            kept.check_health()
+        after = await take(events, 6)
+        chunks = [event for event in before + after if isinstance(event, ChunkReady)]
+        assert [number_of(chunk.pixels[0]) for chunk in chunks] == [chunk.pts for chunk in chunks]
+        numbers = frames(before + after)
+        assert numbers == list(range(len(numbers)))
+        assert sum(isinstance(event, Applied) for event in before + after) == 1
+        assert not engine._sessions[opened.session].watched.given
+        assert at(engine, opened.session) != leaving
+        await engine.control(opened.session, Pause(event_id="p"))
+        await kept.stop()
+
+    run(test, "a", "b")
+
+
+def test_a_replica_that_is_taken_away_and_says_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_engine, "_LAST_S", 0.1)
 
     async def test(cluster: Cluster, engine: RayEngine) -> None:
         opened = await engine.open(Spec(prompt="red"))
         events = engine.events(opened.session)
         before = await take(events, 3)
-        leaving = at(engine, opened.session)
-        kept = cluster.replicas.pop(leaving)
-        after = await take(events, 6)
-        numbers = frames(before + after)
+        kept = cluster.replicas.pop(at(engine, opened.session))
+        numbers = frames(before + await take(events, 6))
         assert numbers == list(range(len(numbers)))
-        assert at(engine, opened.session) != leaving
-        await engine.control(opened.session, Pause(event_id="p"))
         await kept.stop()
 
     run(test, "a", "b")
