@@ -27,6 +27,16 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class _Stderr:
+    """What stderr is when something is written."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def log(event: str, *, level: int = logging.INFO, trace: bool = False, **fields: object) -> None:
     """Write down that `event` happened. Prompts and tokens do not belong in `fields`."""
     _logger.log(level, event, extra={"fields": fields}, exc_info=trace)
@@ -34,7 +44,7 @@ def log(event: str, *, level: int = logging.INFO, trace: bool = False, **fields:
 
 def to_stderr(level: int = logging.INFO) -> None:
     """Send the server's logs, and warnings of what it is built on, to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(JsonLines())
     _logger.handlers, _logger.propagate = [handler], False
     _logger.setLevel(level)
