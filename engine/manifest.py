@@ -75,7 +75,9 @@ class Latent:
     for one), a latent pixel for `spatial_factor` pixels a side; `height` and `width` are multiples
     of `patch`. The DiT's scale is `(x - mean) / std` of the VAE's, a number for each channel.
     `past` latent frames are what `denoise` sees besides its own, `decoder_memory` as in
-    `livereel.engine.types.VAE`, and `text_width` that of the prompt's embedding.
+    `livereel.engine.types.VAE`, and `text_width` that of the prompt's embedding. The DiT wants
+    chunk and past together to be a multiple of `temporal_patch` latent frames, and the VAE to be
+    called with `vae_chunk` of them at a time, where that is part of the result.
     """
 
     channels: int
@@ -89,6 +91,17 @@ class Latent:
     text_width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    temporal_patch: int = 1
+    vae_chunk: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON has them, without those that most models leave at their defaults."""
+        values = {**vars(self), "mean": list(self.mean), "std": list(self.std)}
+        rare = {name: values.pop(name) for name in _RARE}
+        return values | {name: x for name, x in rare.items() if x != _RARE[name]}
+
+
+_RARE = {"temporal_patch": 1, "vae_chunk": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +139,7 @@ class Manifest:
             "dtype": self.dtype,
             "stream": self.stream.to_dict(),
             "seed": SEED_RULE,
-            "latent": {
-                **vars(self.latent), "mean": list(self.latent.mean), "std": list(self.latent.std),
-            },
+            "latent": self.latent.to_dict(),
             "graphs": {
                 name: {
                     "file": graph.file,
@@ -208,8 +219,11 @@ def _read(values: Mapping[str, Any]) -> Manifest:
 
 
 def _latent(value: object) -> Latent:
-    names = tuple(Latent.__dataclass_fields__)
-    found = _object(value, "latent", names)
+    given = _object(value, "latent")
+    names = tuple(
+        name for name in Latent.__dataclass_fields__ if name not in _RARE or name in given
+    )
+    found = _object(given, "latent", names)
     numbers = {
         name: _whole(found[name], f"latent.{name}", 0 if name == "past" else 1, 1 << 20)
         for name in names

@@ -34,9 +34,29 @@ is not there. So a ring can be given as it lies, and a chunk of fewer than T lat
 and its surplus marked by -1. What a chunk sees are the newest `window - T` latent frames before it,
 and the stream's first `sinks`.
 
+A DiT that keeps no keys and values, trained on whole clips (CogVideoX), streams over windows that
+overlap, and so do its graphs. Its state are the clean latents themselves, its flow is velocity, it
+has no `text_kv` and needs no call for what later chunks see; all else is as above:
+
+    text_encode       tokens [1,L] int64 -> text [1,L,D]: padding counts like words
+    denoise_first     latent [1,C,T1,H,W], timestep [1] on 0..999, text -> flow like latent
+    denoise           latent [1,C,T,H,W], timestep [1], text, past [1,C,S,H,W] float32,
+                      positions [S+T] int64 -> flow like latent
+
+Where `latent.temporal_patch` is there (CogVideoX 1.5), so many latent frames make a token: those
+that are missing come first, then the past in order, as much of it as makes with the chunk a
+multiple of that.
+
 The VAE's `next_cache_NN` are the `cache_NN` of the next call, whichever graph that is (the
 manifest's `state` says so). Latents are as the DiT has them; `latent.mean` and `latent.std` give
-the VAE's own scale. Flow is noise minus data at `sigma = timestep / 1000`.
+the VAE's own scale. Flow is noise minus data at `sigma = timestep / 1000`, or, where the stream's
+`solver` is "ddim" or "dpm", velocity (`livereel.engine.sampling.velocity` has the noise levels).
+
+Where `latent.vae_chunk` is there, how a clip is cut is part of what the VAE makes of it: calls have
+that many latent frames, and what is left over joins a stream's first one (for 2: 3, 2, 2, ...).
+`vae_decode_first`, `vae_decode`, `vae_encode_first` and `vae_encode` are then as long as a stream
+from noise wants them; `vae_decode_first_3`, with the number of frames of its input, is one for a
+stream that begins otherwise, say after a clip.
 
 A stream in plain onnxruntime and numpy, for a model whose first chunk is one latent frame:
 

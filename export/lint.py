@@ -121,16 +121,20 @@ def _text(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
     for words in (1, length // 2, length):
         tokens = torch.randint(0, vocabulary, (1, length), generator=random)
         mask = (torch.arange(length) < words).long().unsqueeze(0)
-        yield "text_encode", {"tokens": tokens * mask, "mask": mask}
+        made = {"tokens": tokens * mask, "mask": mask}
+        yield "text_encode", {name: made[name] for name in inputs}
 
 
 def _dit(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
     """A prompt and the chunks of a stream under it, from the first one until the past is full."""
+    return _cached(plan, steps) if "text_kv" in steps else _windowed(plan, steps)
+
+
+def _cached(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
     random = torch.Generator().manual_seed(0)
     text = _noise(steps["text_kv"].inputs["text"], random)
     made = yield "text_kv", {"text": text}
     prompt = {"text_k": made["text_k"], "text_v": made["text_v"]}
-    times = plan.stream.timesteps
 
     first = steps["denoise_first"].inputs
     noisy = {"latent": _noise(first["latent"], random), "timestep": first["timestep"]}
@@ -149,27 +153,49 @@ def _dit(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
         for place in range(seen):
             positions[(total - seen + place) % room] = place
         positions[room:] = torch.arange(seen, seen + chunk)
-        noisy = {
-            "latent": _noise(inputs["latent"], random),
-            "timestep": torch.tensor([times[i % len(times)]]),
-        }
+        noisy = {"latent": _noise(inputs["latent"], random), "timestep": _time(plan, i)}
         made = yield "denoise", {**noisy, **prompt, **past, "positions": positions}
 
 
-def _vae(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
-    """A stream decoded, and one encoded."""
+def _windowed(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
     random = torch.Generator().manual_seed(0)
-    lone = ["vae_decode_one"] if "vae_decode_one" in steps else []
-    for calls in (
-        ["vae_decode_first", *lone, *["vae_decode"] * _CHUNKS],
-        ["vae_encode_first", *["vae_encode"] * _CHUNKS],
-    ):
-        state: dict[str, Tensor] = {}
-        for name in calls:
-            step = steps[name]
-            given = next(iter(step.inputs))
-            made = yield name, {given: _noise(step.inputs[given], random).clamp(-2, 2), **state}
-            state = {step.state[output]: made[output] for output in step.state}
+    name, given = "denoise_first", steps["denoise_first"].inputs
+    text = _noise(given["text"], random)
+    x, past = _noise(given["latent"], random), steps["denoise"].inputs["past"]
+    made = yield name, {"latent": x, "timestep": given["timestep"], "text": text}
+    inputs, room, seen = steps["denoise"].inputs, past.shape[2], 0
+    for i in range(_CHUNKS):
+        x[:, : made["flow"].shape[1]] -= made["flow"]
+        past = torch.cat([past, x], dim=2)[:, :, -room:]
+        seen = min(room, seen + x.shape[2])
+        seen -= (seen + inputs["latent"].shape[2]) % plan.latent.temporal_patch
+        x = _noise(inputs["latent"], random)
+        missing = torch.full((room - seen,), -1)
+        made = yield "denoise", {
+            "latent": x, "timestep": _time(plan, i), "text": text, "past": past,
+            "positions": torch.cat([missing, torch.arange(seen + x.shape[2])]),
+        }  # fmt: skip
+
+
+def _time(plan: Plan, i: int) -> Tensor:
+    times = plan.stream.timesteps
+    return torch.tensor([times[i % len(times)]])
+
+
+def _vae(plan: Plan, steps: Mapping[str, Step]) -> _Walk:
+    """Streams decoded, and encoded: from each of the first calls on, and once by all later ones."""
+    random = torch.Generator().manual_seed(0)
+    for kind in ("vae_decode", "vae_encode"):
+        later = [name for name in steps if name.startswith(kind) and len(steps[name].inputs) > 1]
+        plain = [kind] * _CHUNKS
+        for first in (name for name in steps if name.startswith(f"{kind}_first")):
+            calls = [first, *later[:-1], *plain] if first == f"{kind}_first" else [first, kind]
+            state: dict[str, Tensor] = {}
+            for name in calls:
+                step = steps[name]
+                given = next(iter(step.inputs))
+                made = yield name, {given: _noise(step.inputs[given], random).clamp(-2, 2), **state}
+                state = {step.state[output]: made[output] for output in step.state}
 
 
 def _noise(like: Tensor, random: torch.Generator) -> Tensor:

@@ -131,8 +131,10 @@ class OnnxWriter:
         del self._weights[part]
 
     def load(self, graph: Graph) -> OnnxGraph:
-        """A graph in onnxruntime, on the CPU."""
-        return OnnxGraph(self._folder / graph.file, graph, torch.device("cpu"), "cpu")
+        """A graph in onnxruntime, on the CPU, its weights where the file is mapped: the model that
+        it is compared with is in memory as well."""
+        cpu = torch.device("cpu")
+        return OnnxGraph(self._folder / graph.file, graph, cpu, "cpu", prepack=False)
 
 
 def import_onnx_ir() -> Any:

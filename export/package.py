@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
-from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -90,8 +89,8 @@ def plan_export(
         stream = replace(stream, width=size[0], height=size[1])
     if window is not None:
         stream = replace(stream, window=window)
-    if {"transformer_2", "image_encoder"} & set(folder.classes):
-        raise InputError(f"{folder.path} has two DiTs or reads pictures, which no graph does yet")
+    if "transformer_2" in folder.classes:
+        raise InputError(f"{folder.path} has two DiTs, of which streams know one; it makes clips")
     plan = Plan(folder, stream, DTYPES[dtype], targets)
     if plan.latent.past == 0:
         raise InputError(
@@ -118,12 +117,17 @@ def write_package(
         writer = _writer(format, draft, plan.targets)
         graphs: dict[str, Graph] = {}
         found: dict[tuple[str, str], float] = {}
-        for part, steps in _parts(plan):
-            for name, step in steps.items():
-                tell(name)
-                graphs[name] = writer.write(name, step)
+
+        def write(name: str, step: Step) -> Graph:
+            tell(name)
+            return writer.write(name, step)
+
+        for part, steps in plan.parts():
+            made = {name: write(name, step) for name, step in steps.items()}
             writer.end(part)
-            found |= _compare(plan, part, steps, {name: graphs[name] for name in steps}, writer)
+            found |= _compare(plan, part, steps, made, writer)
+            graphs |= made
+            del steps  # and with them the part's weights
         _copy_tokenizer(plan.folder.path / "tokenizer", draft / "tokenizer")
         checked = _judge(draft, format, graphs, found)
         if checked.wrong:
@@ -147,16 +151,10 @@ def check_package(plan: Plan, path: str | Path) -> Checked:
     plan = replace(plan, stream=manifest.stream, dtype=DTYPES[manifest.dtype])
     writer = _writer(manifest.format, package.path)
     found: dict[tuple[str, str], float] = {}
-    for part, steps in _parts(plan):
+    for part, steps in plan.parts():
         graphs = {name: manifest.graphs[name] for name in steps}
         found |= _compare(plan, part, steps, graphs, writer)
     return _judge(package.path, manifest.format, manifest.graphs, found)
-
-
-def _parts(plan: Plan) -> Iterator[tuple[str, dict[str, Step]]]:
-    """The step modules by component."""
-    for part, steps in groupby(plan.steps(), key=lambda named: named[1].weights):
-        yield part, dict(steps)
 
 
 def _compare(

@@ -10,7 +10,7 @@ tokens, n tokens a latent frame, S latent frames of the past, h heads, d head wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from livereel.engine.checkpoint.load import build, load_component
 from livereel.engine.errors import InputError
+from livereel.engine.layers.chunks import cut
 from livereel.engine.layers.upsample import Upsample2xConv, phase_kernels
 from livereel.engine.manifest import Latent
 from livereel.engine.text.encoder import TextEncoder
-from livereel.engine.types import VAE, Transformer
+from livereel.engine.types import VAE, ClipTransformer, Transformer
 
 if TYPE_CHECKING:
     from livereel.engine.checkpoint.folder import ModelFolder
@@ -36,7 +37,8 @@ class Exportable(Protocol):
     """A DiT that can be exported."""
 
     def step(self, past: int, frames: int, height: int, width: int) -> nn.Module:
-        """A pass over `frames` latent frames and `past` earlier ones; see `WanStep`."""
+        """A pass over `frames` latent frames and `past` earlier ones: of their keys and values, see
+        `WanStep`, or, where `cached` is None, of themselves, see `CogVideoXStep`."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,16 @@ class Step:
 
 
 class TextEncode(nn.Module):
-    """Tokens `[1, L]` and their mask to the prompt's embedding `[1, L, D]`, zero where masked."""
+    """Tokens `[1, L]` and their mask to the prompt's embedding `[1, L, D]`, zero where masked; all
+    tokens count where there is no mask."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        hidden: Tensor = self.model(tokens, mask).last_hidden_state
-        return hidden.to(self.dtype) * mask.unsqueeze(-1).to(self.dtype)
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden: Tensor = self.model(tokens, mask).last_hidden_state.to(self.dtype)
+        return hidden if mask is None else hidden * mask.unsqueeze(-1).to(self.dtype)
 
 
 class TextKV(nn.Module):
@@ -93,6 +96,20 @@ class DenoiseFirst(nn.Module):
         nothing = text_k[:, :0]
         flow, k, v = self.step(latent, timestep, text_k, text_v, nothing, nothing, self.positions)
         return flow, k, v
+
+
+class DenoiseAlone(nn.Module):
+    """`DenoiseFirst` for a DiT that looks at past latents themselves."""
+
+    def __init__(self, step: nn.Module, frames: int) -> None:
+        super().__init__()
+        self.step = step
+        self.positions: Tensor
+        self.register_buffer("positions", torch.arange(frames))
+
+    def forward(self, latent: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        flow: Tensor = self.step(latent, timestep, text, latent[:, :, :0], self.positions)
+        return flow
 
 
 class _Scaled(nn.Module):
@@ -178,10 +195,11 @@ class Plan:
     def latent(self) -> Latent:
         """The manifest's description of latents; no weights are read.
 
-        Raises `InputError` for a picture size that the model does not fit.
+        Raises `InputError` for a picture size that the model does not fit, and for a model that is
+        shown pictures in each pass.
         """
         stream = self.stream
-        dit = cast(Transformer, self._described("transformer"))
+        dit = cast(ClipTransformer, self._described("transformer"))
         vae = cast(VAE, self._described("vae"))
         grain = vae.spatial_factor * dit.spatial_patch
         if stream.width % grain or stream.height % grain:
@@ -189,6 +207,11 @@ class Plan:
                 f"size {stream.width}x{stream.height} does not fit this model: width and height "
                 f"must be multiples of {grain}"
             )
+        if dit.condition_channels != stream.control_channels or dit.image_width is not None:
+            raise InputError(
+                f"{self.folder.path} is shown pictures in each pass, which no stream has"
+            )
+        past = stream.sinks + stream.anchors + stream.window - stream.chunk_latents
         zeros = torch.zeros(1, vae.channels, 1, 1, 1, dtype=torch.float64)
         mean = vae.denormalize(zeros)
         std = vae.denormalize(zeros + 1) - mean
@@ -199,48 +222,54 @@ class Plan:
             temporal_factor=vae.temporal_factor,
             spatial_factor=vae.spatial_factor,
             patch=dit.spatial_patch,
-            past=stream.sinks + stream.anchors + stream.window - stream.chunk_latents,
+            past=past - (past + stream.chunk_latents) % dit.temporal_patch,
+            temporal_patch=dit.temporal_patch,
+            vae_chunk=vae.chunk,
             decoder_memory=vae.decoder_memory,
             text_width=dit.text_width,
             mean=tuple(mean.flatten().tolist()),
             std=tuple(std.flatten().tolist()),
         )
 
-    def steps(self) -> Iterator[tuple[str, Step]]:
-        """All graphs by name, one component's weights in memory at a time."""
-        yield from self.text()
-        yield from self.dit()
-        yield from self.vae()
+    def parts(self) -> Iterator[tuple[str, dict[str, Step]]]:
+        """All graphs by component and name, the weights of one component in memory at a time."""
+        for make in (self.text, self.dit, self.vae):
+            steps = dict(make())
+            yield next(iter(steps.values())).weights, steps
+            del steps
 
     def text(self) -> Iterator[tuple[str, Step]]:
         """`text_encode`."""
         encoder = TextEncoder.load(self.folder.path, dtype=self.dtype)
         tokens = torch.zeros(1, self.stream.max_sequence_length, dtype=torch.long)
-        inputs = {"tokens": tokens, "mask": torch.ones_like(tokens)}
+        inputs = {"tokens": tokens}
+        if not encoder.as_typed:
+            inputs["mask"] = torch.ones_like(tokens)
         module = TextEncode(encoder.model, self.dtype)
         yield "text_encode", Step(module.eval(), inputs, ("text",), "text_encoder")
 
     def dit(self) -> Iterator[tuple[str, Step]]:
-        """`text_kv`, `denoise_first` and `denoise`."""
-        latent, stream = self.latent, self.stream
+        """`text_kv`, `denoise_first` and `denoise`; no `text_kv` for a DiT that looks at past
+        latents themselves."""
         model = load_component(self.folder, "transformer", dtype=self.dtype)
         if not isinstance(model, Exportable):
             raise InputError(f"a {type(model).__name__} cannot be exported yet")
+        if cast(ClipTransformer, model).cached() is None:
+            return self._windowed(model)
+        return self._cached(model)
+
+    def _cached(self, model: Exportable) -> Iterator[tuple[str, Step]]:
+        latent, stream = self.latent, self.stream
         size, length = (latent.height, latent.width), stream.max_sequence_length
         layers, tokens, heads, head_dim = cast(Transformer, model).kv_shape(*size)
 
-        def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype)
-
         def inputs(frames: int) -> dict[str, Tensor]:
-            text = zeros(layers, length, heads, head_dim)
-            channels = latent.channels + stream.control_channels
-            noisy = zeros(1, channels, frames, *size, dtype=torch.float32)
-            timestep = torch.full((1,), stream.timesteps[0])
-            return {"latent": noisy, "timestep": timestep, "text_k": text, "text_v": text.clone()}
+            text = torch.zeros(layers, length, heads, head_dim, dtype=self.dtype)
+            return {**self._noisy(frames), "text_k": text, "text_v": text.clone()}
 
-        text = {"text": zeros(1, length, latent.text_width)}
-        yield "text_kv", Step(TextKV(model).eval(), text, ("text_k", "text_v"), "transformer")
+        text = {"text": torch.zeros(1, length, latent.text_width, dtype=self.dtype)}
+        module = TextKV(cast(nn.Module, model))
+        yield "text_kv", Step(module.eval(), text, ("text_k", "text_v"), "transformer")
         outputs, first, later = ("flow", "k", "v"), stream.first_chunk_latents, stream.chunk_latents
         alone = DenoiseFirst(model.step(0, first, *size), first)
         yield "denoise_first", Step(alone.eval(), inputs(first), outputs, "transformer")
@@ -251,23 +280,46 @@ class Plan:
             "past_v": _lazy_zeros(past, self.dtype),
             "positions": torch.arange(latent.past + later),
         }
-        module = model.step(latent.past, later, *size)
-        yield "denoise", Step(module.eval(), full, outputs, "transformer")
+        step = model.step(latent.past, later, *size)
+        yield "denoise", Step(step.eval(), full, outputs, "transformer")
+
+    def _windowed(self, model: Exportable) -> Iterator[tuple[str, Step]]:
+        latent, stream = self.latent, self.stream
+        size, outputs = (latent.height, latent.width), ("flow",)
+        first, later = stream.first_chunk_latents, stream.chunk_latents
+        shape = (1, stream.max_sequence_length, latent.text_width)
+        text = {"text": torch.zeros(shape, dtype=self.dtype)}
+        alone = DenoiseAlone(model.step(0, first, *size), first)
+        inputs = {**self._noisy(first), **text}
+        yield "denoise_first", Step(alone.eval(), inputs, outputs, "transformer")
+        inputs = {
+            **self._noisy(later), **text, "past": self._noisy(latent.past)["latent"],
+            "positions": torch.arange(latent.past + later),
+        }  # fmt: skip
+        step = model.step(latent.past, later, *size)
+        yield "denoise", Step(step.eval(), inputs, outputs, "transformer")
+
+    def _noisy(self, frames: int) -> dict[str, Tensor]:
+        """A chunk's latents, with the channels of a control behind them, and a timestep."""
+        latent, stream = self.latent, self.stream
+        channels = latent.channels + stream.control_channels
+        noisy = torch.zeros(1, channels, frames, latent.height, latent.width)
+        return {"latent": noisy, "timestep": torch.full((1,), stream.timesteps[0])}
 
     def vae(self) -> Iterator[tuple[str, Step]]:
-        """`vae_decode_first`, `vae_decode_one`, `vae_decode`, `vae_encode_first`, `vae_encode`."""
-        latent = self.latent
+        """`vae_decode_first`, `vae_decode`, `vae_encode_first`, `vae_encode`, and more of each for
+        calls of other lengths."""
+        latent, stream = self.latent, self.stream
         module = load_component(self.folder, "vae", dtype=self.dtype)
         fold_upsamples(module)
         scale = (torch.tensor(latent.mean), torch.tensor(latent.std))
         lone = torch.zeros(1, latent.channels, 1, latent.height, latent.width)
-        counts = {"vae_decode_one": 1, "vae_decode": self.stream.chunk_latents}
-        if counts["vae_decode"] == 1:
-            del counts["vae_decode_one"]
-        yield from with_state(VaeDecode(module, *scale).eval(), "vae_decode", lone, counts)
-        lone = torch.zeros(1, 3, 1, self.stream.height, self.stream.width)
-        counts = {"vae_encode": latent.temporal_factor}
-        yield from with_state(VaeEncode(module, *scale).eval(), "vae_encode", lone, counts)
+        decode = VaeDecode(module, *scale).eval()
+        encode = VaeEncode(module, *scale).eval()
+        calls = vae_calls(stream, latent)
+        yield from with_state(decode, lone, calls["vae_decode_first"], calls["vae_decode"])
+        lone = torch.zeros(1, 3, 1, stream.height, stream.width)
+        yield from with_state(encode, lone, calls["vae_encode_first"], calls["vae_encode"])
 
     def _described(self, name: str) -> nn.Module:
         part = self.folder.component(name)
@@ -275,27 +327,66 @@ class Plan:
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take up no memory until they are read, which tracing does not do: the past of a
+    """Zeros that take up no memory until they are read, which tracing does not do: the state of a
     large model is as large as its weights."""
     content = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(content).view(dtype).reshape(shape)
 
 
+def vae_calls(stream: StreamConfig, latent: Latent) -> dict[str, dict[str, int]]:
+    """The VAE's graphs with the frames (latent or pixel) each takes, by what they are for: those of
+    a stream's first call and of later ones, decoding and encoding.
+
+    Of each the last has the plain name and is what a stream from noise begins or goes on with; the
+    others are for streams that start from a picture or a clip.
+    """
+    factor, chunk, size = latent.temporal_factor, stream.chunk_latents, latent.vae_chunk
+    if size is None:
+        later = {"vae_decode": chunk} if chunk == 1 else {"vae_decode_one": 1, "vae_decode": chunk}
+        return {
+            "vae_decode_first": {"vae_decode_first": 1},
+            "vae_decode": later,
+            "vae_encode_first": {"vae_encode_first": 1},
+            "vae_encode": {"vae_encode": factor},
+        }
+
+    def named(name: str, own: int, others: Iterable[int]) -> dict[str, int]:
+        return {**{f"{name}_{n}": n for n in sorted(set(others)) if n != own}, name: own}
+
+    frames, pixels = factor * chunk, factor * size
+    start = stream.first_chunk_latents
+    return {
+        "vae_decode_first": named("vae_decode_first", cut(start, size)[0], range(1, 2 * size)),
+        "vae_decode": named("vae_decode", cut(chunk, size)[-1], [size, *cut(chunk, size)]),
+        "vae_encode_first": named(
+            "vae_encode_first",
+            cut(1 + factor * (start - 1), pixels)[0],
+            range(1, 2 * pixels, factor),
+        ),
+        "vae_encode": named("vae_encode", cut(frames, pixels)[-1], [pixels, *cut(frames, pixels)]),
+    }
+
+
 def with_state(
-    module: VaeDecode | VaeEncode, name: str, lone: Tensor, counts: Mapping[str, int]
+    module: VaeDecode | VaeEncode, lone: Tensor, first: Mapping[str, int], later: Mapping[str, int]
 ) -> Iterator[tuple[str, Step]]:
-    """A stream's first call, of one frame, and later ones, by name with so many frames each."""
+    """A stream's `first` call, and `later` ones, by name with so many frames like `lone` each."""
     given, made = module.names
-    traced = torch.export.export(module, (lone,), strict=False)  # for shapes alone
+
+    def example(frames: int) -> dict[str, Tensor]:
+        return {given: lone.expand(-1, -1, frames, -1, -1).contiguous()}
+
+    inputs = example(next(iter(first.values())))
+    traced = torch.export.export(module, tuple(inputs.values()), strict=False)  # for shapes alone
     (results,) = traced.graph.find_nodes(op="output")[0].args
     caches = [node.meta["val"] for node in results[1:]]
     names = [f"cache_{i:02}" for i in range(len(caches))]
     outputs = (made, *(f"next_{cache}" for cache in names))
     state = {f"next_{cache}": cache for cache in names}
-    yield f"{name}_first", Step(module, {given: lone}, outputs, "vae", state)
+    for name, frames in first.items():
+        yield name, Step(module, example(frames), outputs, "vae", state)
     zeros = {
-        cache: torch.zeros(x.shape, dtype=x.dtype) for cache, x in zip(names, caches, strict=True)
+        cache: _lazy_zeros(tuple(x.shape), x.dtype) for cache, x in zip(names, caches, strict=True)
     }
-    for later, frames in counts.items():
-        inputs = {given: lone.expand(-1, -1, frames, -1, -1).contiguous(), **zeros}
-        yield later, Step(module, inputs, outputs, "vae", state)
+    for name, frames in later.items():
+        yield name, Step(module, {**example(frames), **zeros}, outputs, "vae", state)

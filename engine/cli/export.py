@@ -109,6 +109,7 @@ def _report(checked: Checked) -> None:
     if not checked.errors:
         print("not run beside torch: this check is for float32")
         return
-    print(f"{'graph':<18}{'output':<18}largest difference from torch")
+    wide = 2 + max(len(graph) for graph, _ in checked.errors)
+    print(f"{'graph':<{wide}}{'output':<18}largest difference from torch")
     for (graph, output), error in checked.errors.items():
-        print(f"{graph:<18}{output:<18}{error:.1e}")
+        print(f"{graph:<{wide}}{output:<18}{error:.1e}")

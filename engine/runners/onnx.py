@@ -31,13 +31,18 @@ _ELEMENT = {"float32": 1, "int64": 7, "float16": 10, "bfloat16": 16}  # ONNX's T
 
 
 class OnnxGraph:
-    """One graph in a session of its own."""
+    """One graph in a session of its own, its weights laid out anew for speed where it may
+    `prepack` them, which takes their size in memory."""
 
-    def __init__(self, file: Path, spec: Graph, device: torch.device, provider: str) -> None:
+    def __init__(
+        self, file: Path, spec: Graph, device: torch.device, provider: str, *, prepack: bool = True
+    ) -> None:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         self._spec, self._device = spec, device
         try:
             self._session = ort.InferenceSession(

@@ -24,7 +24,7 @@ def plan(tiny_folder: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def steps(plan: Plan) -> dict[str, Step]:
-    return dict(plan.steps())
+    return {name: step for _, steps in plan.parts() for name, step in steps.items()}
 
 
 def test_graphs_are_named_and_share_their_parts_weights(steps: dict[str, Step]) -> None:

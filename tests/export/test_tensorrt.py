@@ -33,7 +33,8 @@ def test_the_demos_graphs_have_engines_for_three_chips(tmp_path: Path) -> None:
     assert TARGETS == ("sm_86", "sm_89", "sm_120")
     folder = open_folder(DEMO)
     plan = Plan(folder, folder.stream, torch.float32)
-    build(tmp_path, plan.steps(), {"text_encode", "denoise", "vae_decode"})
+    named = (named for _, steps in plan.parts() for named in steps.items())
+    build(tmp_path, named, {"text_encode", "denoise", "vae_decode"})
 
 
 def wan_block(dtype: torch.dtype) -> Iterator[tuple[str, Step]]:
@@ -70,7 +71,7 @@ def test_the_whole_decoder_of_wan_in_half_precision(tmp_path: Path, dtype: torch
     steps.fold_upsamples(vae)
     decode = steps.VaeDecode(vae, torch.zeros(16), torch.ones(16)).eval()
     lone = torch.zeros(1, 16, 1, 16, 16)
-    named = steps.with_state(decode, "vae_decode", lone, {"vae_decode": 3})
+    named = steps.with_state(decode, lone, {"vae_decode_first": 1}, {"vae_decode": 3})
     build(tmp_path, named, {"vae_decode"})
 
 

@@ -33,8 +33,9 @@ def test_a_stream_is_decoded_and_encoded_as_in_torch(tmp_path: Path, form: str) 
     frame = torch.zeros(1, 3, 1, 2 * vae.spatial_factor, 3 * vae.spatial_factor)
     numbers = torch.full((4,), 0.1), torch.full((4,), 1.5)
     decode, encode = VaeDecode(vae, *numbers).eval(), VaeEncode(vae, *numbers).eval()
-    steps = dict(with_state(decode, "vae_decode", latent, {"vae_decode": 2}))
-    steps |= with_state(encode, "vae_encode", frame, {"vae_encode": vae.temporal_factor})
+    steps = dict(with_state(decode, latent, {"vae_decode_first": 1}, {"vae_decode": 2}))
+    factor = vae.temporal_factor
+    steps |= with_state(encode, frame, {"vae_encode_first": 1}, {"vae_encode": factor})
     writer = OnnxWriter(tmp_path)
     graphs = {name: writer.write(name, step) for name, step in steps.items()}
     assert not [fault for graph in graphs.values() for fault in lint.structure(tmp_path, graph)]

@@ -33,6 +33,7 @@ from .positions import rotations, waves
 if TYPE_CHECKING:
     from ...layers.share import Attend, TokenShare
     from ...types import KV, Encode
+    from .step import CogVideoXStep
 
 _QK_EPS = 1e-6
 _MOTION_STRENGTH = 2.0
@@ -218,14 +219,17 @@ class PatchEmbedding(nn.Module):
 
     def video(self, latents: Tensor) -> Tensor:
         """`[B, C, T, H, W]` to `[B, t, n, D]`."""
+        x = self.patches(latents)
+        return x + self._positions(x, *latents.shape[2:])
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """`video` without what is added for positions."""
         side, depth = self.config.patch_size, self.config.temporal_patch
         b, c, frames, height, width = latents.shape
         t, rows, columns = frames // depth, height // side, width // side
         x = latents.reshape(b, c, t, depth, rows, side, columns, side)
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, t, rows * columns, -1)
-        weight = self.proj.weight.flatten(1)
-        x = F.linear(x, weight, self.proj.bias)
-        return x + self._positions(x, frames, height, width)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
 
     def _positions(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
         """What is added to `x` `[B, t, n, D]`; zero for models whose positions are rotary alone."""
@@ -312,12 +316,23 @@ class CogVideoXTransformer(nn.Module):
             by = share.attend(depth, tokens, x.text.shape[1])
         for block in self.transformer_blocks:
             x = block(x, time, rope, by)
-        norm = self.norm_final
-        y = layer_norm(x.video, norm.weight, norm.bias, norm.eps)
-        y = self.proj_out(self.norm_out(y, time))
+        y = self.head(x.video, time)
         if share is not None:
             y = share.whole(y, 2, tokens)
         return self.unpatch(y, rows, columns)
+
+    def head(self, video: Tensor, time: Tensor) -> Tensor:
+        """Tokens `[B, t, n, D]` behind the last block to `[B, t, n, C depth side side]`."""
+        norm = self.norm_final
+        y = layer_norm(video, norm.weight, norm.bias, norm.eps)
+        predicted: Tensor = self.proj_out(self.norm_out(y, time))
+        return predicted
+
+    def step(self, past: int, frames: int, height: int, width: int) -> CogVideoXStep:
+        """A pass over `frames` latent frames behind `past` clean ones, for export."""
+        from .step import CogVideoXStep
+
+        return CogVideoXStep(self, past, frames, height, width)
 
     def text_kv(self, text: Tensor) -> KV:
         """The text `[B, L, text_embed_dim]` as it is, in the one pair that streams hand on."""

@@ -78,17 +78,20 @@ class GroupNormSiLU(nn.GroupNorm):
         return F.silu(group_norm(x, self, tape.beside), inplace=True)
 
 
-def spread(y: Tensor, gain: Tensor, bias: Tensor) -> None:
-    """`y gain + bias` in place, each value of the smaller `gain` and `bias` serving its share of
-    neighboring frames, rows and columns of `y`."""
+def spread(y: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    """`y gain + bias`, each value of the smaller `gain` and `bias` serving its share of neighboring
+    frames, rows and columns of `y`; in place, but where graphs are traced, which take copies."""
     if not y.shape[2]:
-        return
-    sizes = zip(y.shape[2:], gain.shape[2:], strict=True)
-    view: Tensor = y
-    for dim, (large, small) in enumerate(sizes):
-        view = view.unflatten(2 + 2 * dim, (small, large // small))
-    gain, bias = (by[:, :, :, None, :, None, :, None] for by in (gain, bias))
+        return y
+    shape, small = list(y.shape[:2]), list(y.shape[:2])
+    for large, few in zip(y.shape[2:], gain.shape[2:], strict=True):
+        shape += [few, large // few]
+        small += [few, 1]
+    view, gain, bias = y.view(shape), gain.reshape(small), bias.reshape(small)
+    if torch.compiler.is_compiling():
+        return (view * gain + bias).reshape(y.shape)
     view.mul_(gain).add_(bias)
+    return y
 
 
 class SpatialNormSiLU(nn.Module):
@@ -110,8 +113,12 @@ class SpatialNormSiLU(nn.Module):
         gain, bias = self.conv_y.conv(latents), self.conv_b.conv(latents)
         # A chunk's first frame stands alone where the chunk has an odd number of them.
         lone = x.shape[2] % 2 if x.shape[2] > 1 else 0
-        for first, last in ((0, lone), (lone, None)):
-            spread(y[:, :, first:last], gain[:, :, first:last], bias[:, :, first:last])
+        parts = [
+            spread(y[:, :, part], gain[:, :, part], bias[:, :, part])
+            for part in (slice(0, lone), slice(lone, None))
+        ]
+        if torch.compiler.is_compiling():
+            y = torch.cat(parts, dim=2) if lone else parts[1]
         return F.silu(y, inplace=True)
 
 

@@ -48,6 +48,18 @@ def test_models_of_whole_clips_are_refused(
     assert "only models that stream are exported" in capsys.readouterr().err
 
 
+def test_models_of_two_dits_are_refused(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    file = model / "model_index.json"
+    index = json.loads(file.read_text())
+    index |= {"transformer_2": index["transformer"], "boundary_ratio": 0.9}
+    file.write_text(json.dumps(index))
+    assert main(["export", "--model", str(model), "-o", str(tmp_path / "package")]) == 2
+    assert "has two DiTs, of which streams know one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["onnx_ir", "onnxscript"])
 def test_a_missing_library_is_told(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
