@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livereel.engine import machine
@@ -96,7 +97,7 @@ def measure(
         contents={TOTAL: _INSIDE},
         notes=notes,
         goals=[Goal(what=f"{TOTAL}:", value=total.median, bound=GOAL_S, at_least=False)],
-        setup={"what": "startup", "model": startup.model, "dtype": startup.dtype,
+        setup={"what": "startup", "model": Path(startup.model).name, "dtype": startup.dtype,
                "device": startup.device, "kernels": "none" if startup.empty_cache else "cached"},
     )  # fmt: skip
 

@@ -2,13 +2,14 @@
 # All that wants a GPU, in one go of under 9 minutes on a bare machine with CUDA, torch and Triton.
 #
 #   benchmarks/gpu_suite.sh [--build] [--test] [--kernels] [--stream] [--cogvideox] [--out FOLDER]
-#                           [--wheels FOLDER] [--targets] [--clip]
+#                           [--wheels FOLDER] [--targets] [--clip] [--startup]
 #
 # build installs LiveReel; test runs what is marked gpu; kernels times every op against its peers;
 # stream is Wan 1.3B with random weights on each road, in bfloat16 and in fp8; cogvideox decodes 49
-# frames by its VAE, beside diffusers where that is installed. targets and clip, which run when they
-# are named, measure what is aimed at on one H200: streams and the VAE, and a whole clip of 50 steps
-# beside diffusers compiled; each figure's ratio to its target is printed at the end.
+# frames by its VAE, beside diffusers where that is installed. The rest, which run when they are
+# named, measure what is aimed at on one H200: targets streams and the VAE, clip a whole clip of 50
+# steps beside diffusers compiled, startup cold processes from the local disk, 15 GB of which they
+# take; each figure's ratio to its target is printed at the end.
 #
 # Without a stage's flag all others run; each stands alone, so that a short call can be filled. No
 # network is used: what is needed beside torch and Triton (scikit-build-core, pybind11, ninja,
@@ -22,10 +23,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${OUT:-out/gpu} wheels="" stages=()
 while (($#)); do
   case $1 in
-    --build | --test | --kernels | --stream | --cogvideox | --targets | --clip) stages+=("${1#--}") ;;
+    --build | --test | --kernels | --stream | --cogvideox | --targets | --clip | --startup)
+      stages+=("${1#--}") ;;
     --out) out=$2 && shift ;;
     --wheels) wheels=$2 && shift ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' "$0" && exit 2 ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
   esac
   shift
 done
@@ -38,7 +40,7 @@ torch.cuda.is_available() or sys.exit("gpu_suite: torch sees no CUDA device here
 
 # Seconds that a stage may take. Together with a margin these are the 9 minutes.
 declare -A limit=([build]=80 [test]=160 [kernels]=130 [stream]=90 [cogvideox]=60 [targets]=480
-  [clip]=320)
+  [clip]=320 [startup]=400)
 
 run_build() {
   [[ -z $wheels ]] || "$python" -m pip install --no-index --no-deps --quiet "$wheels"/*.whl
@@ -54,7 +56,7 @@ run_cogvideox() {
   "$python" -m livereel.benchmarks.bench_cogvideox --rounds 3 --json "$out/cogvideox.json"
 }
 bench() { # WHAT MODEL NAME OPTION...: what fails, or hangs, leaves the others their turn
-  timeout 150 "$python" -m livereel.engine.cli bench "$1" --model "$2" --random-weights \
+  timeout --foreground 150 "$python" -m livereel.engine.cli bench "$1" --model "$2" --random-weights \
     --json "$out/$3.json" "${@:4}" || bad=1
 }
 run_targets() {
@@ -72,8 +74,22 @@ run_clip() {
   "$python" -m livereel.engine.cli bench clip --model wan2.1-1.3b --random-weights --steps 50 \
     --baseline diffusers-fast --runs 1 --json "$out/target-clip.json"
 }
+run_startup() {
+  folder=$(mktemp -d)
+  trap "rm -rf '$folder'" EXIT
+  folder+=/wan2.1-1.3b
+  "$python" -m livereel.benchmarks.random_folder wan2.1-1.3b "$folder"
+  start() {
+    "$python" -m livereel.engine.cli bench startup --model "$folder" --device cuda "$@"
+  }
+  bad=0
+  start --runs 3 --json "$out/target-startup.json" || bad=1
+  start --runs 1 --empty-cache --json "$out/target-startup-no-kernels.json" || bad=1
+  return $bad
+}
 
 export -f bench run_build run_test run_kernels run_stream run_cogvideox run_targets run_clip
+export -f run_startup
 export python out wheels
 outcomes=() failed=0
 for stage in "${stages[@]}"; do
@@ -86,7 +102,7 @@ for stage in "${stages[@]}"; do
 done
 
 case " ${stages[*]} " in
-  *" targets "* | *" clip "*) "$python" -m livereel.benchmarks.targets "$out" ;;
+  *" targets "* | *" clip "* | *" startup "*) "$python" -m livereel.benchmarks.targets "$out" ;;
 esac
 
 "$python" - "$out/suite.json" "${outcomes[@]}" << 'PYTHON'

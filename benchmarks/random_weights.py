@@ -74,13 +74,20 @@ def tiny_decoder(vae: VAE, device: torch.device, dtype: torch.dtype) -> TinyVAE:
     return TinyVAE(vae, cast(TinyDecoder, _filled(decoder, device, dtype)))
 
 
-def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def random_tensors(
+    module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Tensors for its parameters, by name; what are two names of one comes once."""
     kept = frozenset(getattr(module, "keep_in_fp32", ()))
     state = {}
     for name, p in module.named_parameters():
         own = torch.float32 if not kept.isdisjoint(name.split(".")) else dtype
         state[name] = _drawn(name, torch.empty(p.shape, device=device, dtype=own))
-    module.load_state_dict(state, strict=True, assign=True)
+    return state
+
+
+def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    module.load_state_dict(random_tensors(module, device, dtype), strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.sh"
     [
         (0, ["--test", "--stream", "--cogvideox"]),
         (7, ["--kernels"]),
-        (0, ["--targets", "--clip"]),
+        (0, ["--targets", "--clip", "--startup"]),
         (1, ["--targets"]),
     ],
 )
