@@ -1,10 +1,11 @@
-"""The application on a Ray of this machine: two CPU replicas, no model, through Serve's proxy."""
+"""The application on a Ray of this machine: two CPU replicas, through Serve's proxy."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import itertools
+import json
 import os
 import secrets
 import signal
@@ -13,13 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
 from livereel.engine.serve import run
-from livereel.engine.serve.client import Stream
+from livereel.engine.serve.client import Frame, Stream
+from livereel.engine.serve.fake import number_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,17 +37,16 @@ KEY = "a key for tests"
 class Watcher(threading.Thread):
     """Someone who watches a stream until told to stop."""
 
-    def __init__(self, url: str, prompt: str) -> None:
+    def __init__(self, url: str, prompt: str, **options: Any) -> None:
         super().__init__(daemon=True)
-        self._stream = Stream(url, prompt, api_key=KEY)
+        self._stream = Stream(url, prompt, api_key=KEY, **options)
         self._enough = threading.Event()
-        self.frames: list[tuple[int, int]] = []
-        """Each one's number, and how many it may stand for."""
+        self.frames: list[Frame] = []
 
     def run(self) -> None:
         with self._stream as stream:
             for frame in stream:
-                self.frames.append((frame.number, frame.span))
+                self.frames.append(frame)
                 if self._enough.is_set():
                     stream.stop()
 
@@ -57,11 +60,17 @@ class Watcher(threading.Thread):
         self._enough.set()
         self.join(PATIENCE_S)
 
+    def behind(self) -> int:
+        """How many frames, of one that came last, its picture is behind its number: those that were
+        made twice, since they were lost with a replica."""
+        last = self.frames[-1]
+        return last.number - number_of(last.pixels)
+
     def check(self) -> None:
         """No number came twice, none is missing."""
-        for (number, span), (following, _) in itertools.pairwise(self.frames):
-            assert number < following <= number + span
-        assert self.frames[0][0] == 0
+        for frame, after in itertools.pairwise(self.frames):
+            assert frame.number < after.number <= frame.number + frame.span
+        assert self.frames[0].number == 0
         assert self._stream._stream.lost == 0
 
 
@@ -73,7 +82,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 CHILD = """
-import sys, threading, time
+import json, sys, threading, time
 from livereel.engine.cli import replicas
 
 ray_app = replicas.app()
@@ -84,10 +93,7 @@ def watch():
         print(known["Engines"].replica_states.get("RUNNING", 0), flush=True)
         time.sleep(0.5)
 
-settings = ray_app.Settings(
-    fake=(0.1, 0.02, 4), device="cpu", min_replicas=1, max_replicas=2, sessions_each=1,
-    cpus_each=0.1, upscale_delay_s=0, downscale_delay_s=5,
-)
+settings = ray_app.Settings(device="cpu", cpus_each=0.1, max_replicas=2, **json.loads(sys.argv[3]))
 ready = threading.Thread(target=watch, daemon=True).start
 ray_app.run(settings, sys.argv[1], int(sys.argv[2]), ready)
 """
@@ -103,6 +109,8 @@ LITTLE = {
     "RAY_health_check_failure_threshold": "100",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_register_timeout_seconds": "600",
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10",
+    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "60",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
@@ -111,17 +119,20 @@ LITTLE = {
 class Live:
     """The application in a process, with a Ray of its own that takes little."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         probe = run.bind("127.0.0.1", 0)
         port = probe.getsockname()[1]
         probe.close()
         self.url = f"http://127.0.0.1:{port}"
         self.running = 0
         """Replicas that Serve says are running."""
+        self.moves = 0
+        """Sessions that went on at another replica."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, KEY, str(port)],
+            [sys.executable, "-c", CHILD, KEY, str(port), json.dumps(settings)],
             env={**os.environ, **LITTLE},
             stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
@@ -131,6 +142,9 @@ class Live:
         for line in self.process.stdout:
             if line.strip().isdigit():
                 self.running = int(line)
+            else:
+                self.moves += "session_moved" in line
+                print(line, end="")
 
     def replicas(self) -> list[psutil.Process]:
         """The engines' processes."""
@@ -142,51 +156,113 @@ class Live:
         return found
 
     def end(self) -> None:
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                process.kill()
         self.process.kill()
         self.process.wait()
 
+    def comes_up(self) -> bool:
+        """Wait until it runs. It does not where the processes that Ray starts take longer than 15
+        seconds to do so: Ray ends one of its own then, and the others live on."""
+        wait(lambda: self.running > 0 or self._failed())
+        return self.running > 0
 
-@pytest.fixture
-def live() -> Iterator[Live]:
-    started = Live()
-    wait(lambda: started.running > 0 or started.process.poll() is not None)
-    yield started
-    if started.process.poll() is None:
+    def _failed(self) -> bool:
+        if self.process.poll() is not None:
+            return True
+        family = psutil.Process(self.process.pid).children()
+        return any(process.status() == psutil.STATUS_ZOMBIE for process in family)
+
+    def stop(self) -> None:
+        """End it as people do; nothing of it stays behind."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(PATIENCE_S) == 0
+        wait(lambda: not any(process.is_running() for process in family))
+
+
+@contextlib.contextmanager
+def live(**settings: Any) -> Iterator[Live]:
+    for _ in range(4):
+        started = Live(**settings)
+        if started.comes_up():
+            break
         started.end()
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.end()
 
 
-def test_replicas_come_and_go_with_sessions_and_these_go_on_when_one_dies(live: Live) -> None:
+FAKE: dict[str, Any] = dict(
+    fake=(0.1, 0.02, 4), sessions_each=2, upscale_delay_s=5, downscale_delay_s=10
+)
+
+
+def test_replicas_come_and_go_with_sessions_and_these_go_on() -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
-    assert httpx.get(f"{live.url}/readyz").status_code == 401
-    assert httpx.get(f"{live.url}/readyz", headers=headers, timeout=60).status_code == 200
-    (first,) = live.replicas()
-    watchers = [Watcher(live.url, prompt) for prompt in ("red", "blue")]
-    for watcher in watchers:
-        watcher.start()
-    wait(lambda: live.running == 2)  # there is more than a session each
-    watchers.append(Watcher(live.url, "green"))  # goes where nobody is
-    watchers[-1].start()
-    watchers[-1].more(20)
+    watchers: list[Watcher] = []
 
-    first.kill()
-    for watcher in watchers:
-        watcher.more(60)
-    wait(lambda: live.running == 2 and first.pid not in {p.pid for p in live.replicas()})
+    def watch(*prompts: str) -> None:
+        for prompt in prompts:
+            watchers.append(Watcher(app.url, prompt))
+            watchers[-1].start()
+            watchers[-1].more(1)
 
-    for watcher in watchers[1:]:
-        watcher.stop()
-    wait(lambda: live.running == 1 and len(live.replicas()) == 1)
-    watchers[0].more(60)
+    with live(**FAKE) as app:
+        assert httpx.get(f"{app.url}/readyz").status_code == 401
+        assert httpx.get(f"{app.url}/readyz", headers=headers, timeout=60).status_code == 200
+        (first,) = app.replicas()
+        watch("red", "blue", "green")
+        wait(lambda: app.running == 2)  # there are more than two sessions each
+        watch("white")  # goes where nobody is
+        watchers[-1].more(20)
 
-    family = psutil.Process(live.process.pid).children(recursive=True)
-    live.process.send_signal(signal.SIGTERM)
-    assert live.process.wait(PATIENCE_S) == 0
-    wait(lambda: not any(process.is_running() for process in family))  # nothing stays behind
-    watchers[0].join(PATIENCE_S)
+        first.kill()
+        for watcher in watchers:
+            watcher.more(60)
+        wait(lambda: app.moves >= 3)
+        wait(lambda: app.running == 2 and first.pid not in {p.pid for p in app.replicas()})
+        watch("yellow")  # goes to the new one, where nobody is
+
+        for watcher in watchers[1:-1]:
+            watcher.stop()
+        last = watchers[0], watchers[-1]
+        behind = [watcher.behind() for watcher in last]
+        wait(lambda: app.running == 1 and len(app.replicas()) == 1)
+        wait(lambda: app.moves >= 4)
+        for watcher in last:
+            watcher.more(60)
+        assert [watcher.behind() for watcher in last] == behind
+        app.stop()
     for watcher in watchers:
+        watcher.join(PATIENCE_S)
         watcher.check()
+
+
+def test_the_model_goes_on_at_another_replica() -> None:
+    """One stream at each of two replicas; the pictures of that whose replica dies go on, too."""
+    prompt = "a large red circle moving right on a black background"
+    with live(min_replicas=2) as app:
+        wait(lambda: app.running == 2)
+        watchers = [Watcher(app.url, prompt, seed=seed) for seed in (1, 2)]
+        for watcher in watchers:
+            watcher.start()
+        for watcher in watchers:
+            watcher.more(40)
+        app.replicas()[0].kill()
+        for watcher in watchers:
+            watcher.more(80)
+        wait(lambda: app.moves >= 1)
+        app.stop()
+    for watcher in watchers:
+        watcher.join(PATIENCE_S)
+        watcher.check()
+        colors = np.stack([frame.pixels for frame in watcher.frames]).mean((1, 2))
+        assert abs(colors - colors[0]).max() < 15
+        assert (colors[:, 0] > 1.5 * colors[:, 1:].max(1)).all()
 
 
 BATCH = """
