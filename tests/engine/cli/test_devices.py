@@ -15,6 +15,10 @@ import torch
 from livereel.engine.cli import main
 
 SECONDS = 30.0
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python",
+    sys.executable, "-m", "livereel.engine.cli",
+]  # fmt: skip
 SHARE = max(1, torch.get_num_threads() // 2)  # threads of each of two processes
 
 
@@ -97,26 +101,42 @@ def test_torchrun(tiny_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_death(tiny_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
     command = [sys.executable, "-m", "livereel.engine.cli"]
-    command += words(tiny_folder, out, "--devices", "2", "--frames", "4000")
+    command += words(tiny_folder, tmp_path / "out", "--devices", "2", "--frames", "4000")
+    code, told = killed(command, tmp_path, "spawn_main")
+    assert code == 2
+    assert told.splitlines()[-1] == "livereel: rank 1 was killed by SIGKILL"
+
+
+@pytest.mark.slow
+def test_death_under_torchrun(tiny_folder: Path, tmp_path: Path) -> None:
+    """torchrun itself watches its ranks, and has them end."""
+    command = [*TORCHRUN, *words(tiny_folder, tmp_path / "out", "--frames", "4000")]
+    code, told = killed(command, tmp_path, "livereel.engine.cli")
+    assert code != 0
+    assert "SIGKILL" in told
+
+
+def killed(command: list[str], folder: Path, rank: str) -> tuple[int, str]:
+    """Kill the second rank of a job, by a word of its command, when there is something in the
+    folder; gives the job's exit code and what it said. No rank outlives it."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
         assert job.stderr is not None
-        while len(ranks := children(job.pid)) < 2 or not any(tmp_path.iterdir()):
+        while len(ranks := children(job.pid, rank)) < 2 or not any(folder.iterdir()):
             assert job.poll() is None, job.stderr.read()
             time.sleep(0.1)
         os.kill(ranks[1], signal.SIGKILL)
         start = time.monotonic()
-        assert job.wait(SECONDS) == 2
+        code = job.wait(SECONDS)
         assert time.monotonic() - start < SECONDS
-        told = job.stderr.read().splitlines()
-    assert told[-1] == "livereel: rank 1 was killed by SIGKILL"
+        told = job.stderr.read()
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    return code, told
 
 
-def children(pid: int) -> list[int]:
+def children(pid: int, word: str) -> list[int]:
     """Its ranks, in order: a process that multiprocessing starts for itself is none."""
     pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(one) for one in pids if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [int(one) for one in pids if word in Path(f"/proc/{one}/cmdline").read_text()]
