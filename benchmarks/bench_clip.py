@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from livereel.engine.errors import InputError
-from livereel.engine.runners.clips import ClipRequest
+from livereel.engine.runners.clips import ClipRequest, clip_length
 from livereel.engine.sampling.noise import normal
 from livereel.engine.whole_clip import check_values, whole_clip
 
 from . import harness
-from .baseline_diffusers import Clip, Diffusers, family_of, latents_like
+from .baseline_diffusers import Clip, Diffusers, family_of
 from .bench_stream import reserved, spent_on
 from .bench_vae import DifferError, decibels
-from .count import DECODE, TINY, count, total
+from .count import DECODE, TINY, count, latent_size, total
 from .harness import Case, Spread
 from .report import Contents, Section
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 BASELINES: Mapping[str, bool] = {"diffusers": False, "diffusers-fast": True}
 """By name, and whether it is set up to be fast."""
+SEED = 0
 TRIAL_STEPS = 2
 LEAST_DB = 25.0
 """Of the frames over their difference, where numbers are of fp32. In fewer bits two right samplers
@@ -70,7 +71,7 @@ class Ours:
         self._scheduler = family_of(subject).scheduler
         self._request = ClipRequest(
             prompt=subject.prompt, negative="", frames=clip.frames, height=height, width=width,
-            seed=0, steps=clip.steps, guidance=(clip.guidance, clip.guidance),
+            seed=SEED, steps=clip.steps, guidance=(clip.guidance, clip.guidance),
             text_length=subject.stream.max_sequence_length,
         )  # fmt: skip
         check_values(self._request)
@@ -104,7 +105,9 @@ def measure(
     texts = {prompt: subject.text(prompt) for prompt in (subject.prompt, "")}
     text_encoder = cast("TextEncoder", KnownText(texts))
     subject = replace(subject, runner=replace(runner, text_encoder=text_encoder))
-    noise = normal(0, 0, 0, latents_like(subject, clip.frames, seed=0).shape).to(runner.device)
+    height, width = latent_size(runner.transformer, runner.vae, subject.size)
+    shape = (1, runner.transformer.channels, clip_length(runner, clip.frames), height, width)
+    noise = normal(SEED, 0, 0, shape).to(runner.device)
 
     contenders: list[Ours | Diffusers] = [Ours(subject, clip)]
     figures: dict[str, Spread] = {}
