@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +140,9 @@ def probe_diffusers(
     """The same of its pipeline and a clip. `startup` names the device and the dtype."""
     begun = clock()
     import torch
-    from diffusers import DiffusionPipeline
 
+    library: Any = import_module("diffusers")
+    pipelines = library.DiffusionPipeline
     imported = clock()
     from livereel.engine.checkpoint.folder import DEMO
 
@@ -148,7 +150,7 @@ def probe_diffusers(
 
     stream = models.find(startup.model).stream
     folder = DEMO if startup.model == "demo" else startup.model
-    pipeline = DiffusionPipeline.from_pretrained(
+    pipeline = pipelines.from_pretrained(
         folder, torch_dtype=getattr(torch, startup.dtype), local_files_only=True
     ).to(startup.device)
     pipeline.set_progress_bar_config(disable=True)
