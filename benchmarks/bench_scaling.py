@@ -4,9 +4,9 @@
 
 Devices share a clip as `engine/parallel` has them do: guidance's two passes part them in two where
 they are an even number, those left to one pass share its tokens and trade them for heads before and
-behind each attention; the decoder works on a band of the picture on each. Nothing is taken to
-overlap. What ranks do alike is counted on each, the text's keys and values; what is too little to
-matter is not, the border rows of the decoder's bands.
+behind each attention; the decoder works on some of the clip's latent frames on each, and its caches
+go from rank to rank. Nothing is taken to overlap. What ranks do alike is counted on each: the keys
+and values of the text.
 
 The check is a small DiT's pass, by one rank and by two, one thread each, over gloo. Rates are
 measured while both ranks compute, since that is when they compute; that of the link is, too.
@@ -28,6 +28,7 @@ from torch import nn
 
 from livereel.engine import machine
 from livereel.engine.checkpoint.load import build
+from livereel.engine.config import CLIP_PART
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
 from livereel.engine.parallel.group import MAX_RANKS, Group
@@ -147,20 +148,24 @@ def predict(
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """A clip of so many `seconds`: a pass over it, steps of the solver, the decoder's FLOPs and
-    bytes, and the latents' `rows`, which its bands are made of."""
+    bytes, the bytes of its caches (`halo`), and the `latents` that it works on, frame by frame."""
 
     shape: Shape
     seconds: float
     steps: int
     guided: bool
     decode: tuple[float, float]
-    rows: int
+    halo: float
+    latents: int
 
     def on(self, devices: int, link: Link, *, flops: float, moved: float) -> float | None:
         """Seconds that it takes; None where so many cannot share it."""
         step = predict(self.shape, devices, link, flops=flops, moved=moved, guided=self.guided)
-        band = math.ceil(self.rows / devices) / self.rows
-        decode = band * max(self.decode[0] / flops, self.decode[1] / moved)
+        rounds, rest = divmod(self.latents, devices * CLIP_PART)
+        share = (rounds * CLIP_PART + math.ceil(rest / devices)) / self.latents
+        decode = share * max(self.decode[0] / flops, self.decode[1] / moved)
+        if devices > 1:
+            decode += (rounds + (rest > 0)) * self.halo / link.bandwidth
         return None if step is None else self.steps * step.seconds + decode
 
 
@@ -194,7 +199,8 @@ def clip_of(
         steps=steps,
         guided=guided,
         decode=(sum(work.flops.values()), sum(work.moved.values())),
-        rows=height,
+        halo=sum(cache.numel() * cache.element_size() for cache in codec.decode(z[:, :, :1])[1]),
+        latents=count,
     )
 
 

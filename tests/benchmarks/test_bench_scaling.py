@@ -61,13 +61,16 @@ def test_no_more_ranks_than_heads() -> None:
 
 
 def test_costs() -> None:
-    clip = Clip(shape=SHAPE, seconds=2.0, steps=5, guided=True, decode=(50.0, 0.0), rows=3)
+    clip = Clip(
+        shape=SHAPE, seconds=2.0, steps=5, guided=True, decode=(50.0, 0.0), halo=90.0, latents=3
+    )
     costs = costs_of(clip, flops=10.0, moved=math.inf, price=3600.0)
     assert [row.devices for row in costs["PCIe"]] == [1, 2, 3, 4, 6, 8]
     first = costs["NVLink"][0]
     assert first.seconds == 5 * 280 + 5
     assert first.cost == first.seconds / 2
-    assert costs["NVLink"][1].seconds == pytest.approx(5 * (140 + 60 / 450e9 + 15e-6) + 5 * 2 / 3)
+    both = 5 * (140 + 60 / 450e9 + 15e-6) + 5 * 2 / 3 + 90 / 450e9
+    assert costs["NVLink"][1].seconds == pytest.approx(both, rel=1e-12)
     for rows in zip(*(costs[name] for name in ("NVLink", "PCIe", "100 GbE")), strict=True):
         assert rows[0].speedup >= rows[1].speedup >= rows[2].speedup
     lines = table(costs).splitlines()
