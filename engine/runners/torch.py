@@ -218,11 +218,14 @@ class TorchRunner:
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels.
 
-        Raises `InputError` for a DiT that is shown pictures in each pass, which no stream has.
+        Raises `InputError` for a DiT that is shown pictures in each pass, and for two DiTs, which no
+        stream has.
         """
         wanted = self.transformer.condition_channels
         if wanted and not config.control_channels:
             raise InputError("this model starts from pictures: it makes whole clips, not streams")
+        if self.low_noise is not None:
+            raise InputError("this model has two DiTs: it makes whole clips, not streams")
         if config.control_channels and {wanted, self.vae.temporal_factor} != {
             config.control_channels
         }:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -167,6 +168,13 @@ def test_two_experts_want_a_boundary(ratio: object, clip_folder: Path, tmp_path:
 def test_a_stream_has_no_last_picture(engine: Engine) -> None:
     with pytest.raises(InputError, match="no last picture"):
         engine.generate(PROMPT, frames=5, last_image=np.zeros((32, 48, 3), np.uint8))
+
+
+def test_two_experts_do_not_stream(engine: Engine) -> None:
+    runner = cast(TorchRunner, engine.runner)
+    both = replace(runner, low_noise=runner.transformer, boundary=900.0)
+    with pytest.raises(InputError, match="has two DiTs: it makes whole clips, not streams"):
+        both.sampler(engine.config, 48, 32)
 
 
 def test_what_two_experts_and_an_image_encoder_take_is_told_before_loading(
