@@ -218,8 +218,8 @@ class TorchRunner:
     def sampler(self, config: StreamConfig, width: int, height: int) -> StreamSampler:
         """The streaming loop over this model, for pictures of `width` x `height` pixels.
 
-        Raises `InputError` for a DiT that is shown pictures in each pass and for two DiTs: no stream
-        has these.
+        Raises `InputError` for a DiT that is shown pictures in each pass, and for two DiTs: no
+        stream has these.
         """
         wanted = self.transformer.condition_channels
         if wanted and not config.control_channels:
