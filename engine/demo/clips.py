@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from . import scenes
 from .scenes import Frames
+from .steering import CONTROL_CHANNELS, chunk_edges, led_story
 
 T = TypeVar("T")
 
@@ -134,31 +135,49 @@ def draw_ahead(source: Callable[[int], Iterator[T]], seed: int, workers: int) ->
     return iter(DataLoader(_Endless(source, seed), batch_size=None, num_workers=workers))
 
 
-def render_story(
-    rng: np.random.Generator, chunks: Sequence[int]
-) -> tuple[Frames, list[scenes.Caption]]:
-    """A clip of chunks of so many latent frames and a caption for each.
-
-    In four of ten longer clips the caption changes at the edge of a chunk.
-    """
+def draw_scenes(rng: np.random.Generator, chunks: Sequence[int]) -> list[scenes.Scene]:
+    """The scene of each chunk of so many latent frames; in four of ten longer clips another caption
+    rules from the edge of some chunk on."""
     scene = scenes.Scene.sample(random_caption(rng), rng)
-    edges = [0, *(1 + 4 * (sum(chunks[:i]) - 1) for i in range(1, len(chunks) + 1))]
     cut = int(rng.integers(2, len(chunks))) if len(chunks) > 2 and rng.random() < 0.4 else None
-    frames, captions = [], []
-    for chunk, (start, stop) in enumerate(pairwise(edges)):
+    drawn = []
+    for chunk in range(len(chunks)):
         if chunk == cut:
-            scene = scene.switch(random_caption(rng), start)
-        frames.append(scene.render(start, stop - start))
-        captions.append(scene.caption)
-    return np.concatenate(frames), captions
+            scene = scene.switch(random_caption(rng), chunk_edges(chunks)[chunk])
+        drawn.append(scene)
+    return drawn
 
 
-def stories(chunks: Sequence[int], batch: int, seed: int) -> Iterator[tuple[Frames, Tensor]]:
+def render_story(drawn: Sequence[scenes.Scene], chunks: Sequence[int]) -> Frames:
+    """Frames of chunks of so many latent frames, each of its scene."""
+    spans = pairwise(chunk_edges(chunks))
+    return np.concatenate(
+        [
+            scene.render(start, stop - start)
+            for scene, (start, stop) in zip(drawn, spans, strict=True)
+        ]
+    )
+
+
+def stories(
+    chunks: Sequence[int], batch: int, seed: int
+) -> Iterator[tuple[Frames, Tensor, Tensor]]:
     """Endless batches for the DiT: frames `[B, F, H, W, 3]`, captions `[B, chunks]` as rows of
-    `scenes.all_captions()`."""
+    `scenes.all_captions()`, control `[B, 4, T, 16, 16]`: half of the clips are led by it, in the
+    others it is zeros."""
     rng = np.random.default_rng(seed)
     rows = {caption: i for i, caption in enumerate(scenes.all_captions())}
+    side = scenes.GRID // 8
     while True:
-        drawn = [render_story(rng, chunks) for _ in range(batch)]
-        labels = [[rows[caption] for caption in captions] for _, captions in drawn]
-        yield np.stack([frames for frames, _ in drawn]), torch.tensor(labels)
+        clips, labels, controls = [], [], []
+        for _ in range(batch):
+            drawn = draw_scenes(rng, chunks)
+            if rng.random() < 0.5:
+                frames, control = led_story(drawn, rng, chunks, side)
+            else:
+                frames = render_story(drawn, chunks)
+                control = torch.zeros(1, CONTROL_CHANNELS, sum(chunks), side, side)
+            clips.append(frames)
+            labels.append([rows[scene.caption] for scene in drawn])
+            controls.append(control)
+        yield np.stack(clips), torch.tensor(labels), torch.cat(controls)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 FASTEST = 4.0
 """Pixels a frame, at most, that an object is led by."""
-_FACTOR = 4  # frames of a latent frame
+CONTROL_CHANNELS = 4
+"""Maps of a latent frame: one for each of its frames."""
+_FACTOR = CONTROL_CHANNELS
 _SEED_TAG = 0x1EAD  # keeps the paths drawn here apart from training's
 
 
@@ -49,11 +52,11 @@ def draw_path(rng: np.random.Generator, start: tuple[float, float], chunks: Sequ
     """Centers (x, y) `[F, 2]` on the grid, the first at `start`, of chunks of so many latent
     frames, the first latent frame of which is one frame. In one chunk of four the object rests."""
     steps: list[tuple[float, float]] = []
-    for i, latents in enumerate(chunks):
+    for first, stop in pairwise(chunk_edges(chunks)):
         angle, speed = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, FASTEST)
         speed *= rng.random() >= 0.25
-        frames = _FACTOR * latents - (_FACTOR if i == 0 else 0)
-        steps += [(speed * math.cos(angle), speed * math.sin(angle))] * frames
+        way = stop - max(first, 1)  # to the first frame leads none
+        steps += [(speed * math.cos(angle), speed * math.sin(angle))] * way
     path: Track = np.cumsum([start, *steps], axis=0) % GRID
     return path
 
@@ -79,26 +82,41 @@ def control_of(path: Track, size: int) -> Tensor:
     return draw(track, latents, (size, size), _FACTOR, first=True, wraps=True)
 
 
+def chunk_edges(chunks: Sequence[int]) -> list[int]:
+    """Numbers of the frames at which chunks of so many latent frames begin, and of the one after
+    the last."""
+    return [0, *(_FACTOR * latents - (_FACTOR - 1) for latents in accumulate(chunks))]
+
+
 def led_story(
-    scene: Scene, rng: np.random.Generator, chunks: Sequence[int], size: int
+    scenes: Sequence[Scene], rng: np.random.Generator, chunks: Sequence[int], size: int
 ) -> tuple[Frames, Tensor]:
     """What a DiT learns to follow control from: uint8 frames `[F, 128, 128, 3]` of chunks of so
-    many latent frames, and their control as `control_of` gives it.
+    many latent frames, each of a scene of its own, and their control as `control_of` gives it.
 
-    From some chunk on, the first one perhaps, the scene's object is led from where it then is;
-    before, it moves as its caption says, and the control is zeros.
+    From some chunk on, the first one perhaps, the object is led from where it then is, in three of
+    ten for some chunks only; before and after, it moves as its caption says, and the control is
+    zeros.
     """
     begins = int(rng.integers(len(chunks)))
-    free = _FACTOR * sum(chunks[:begins]) - (_FACTOR - 1 if begins else 0)
-    path = draw_path(rng, scene.position(max(0, free - 1)), (1, *chunks[begins:]))[1:]
+    ends = len(chunks) if rng.random() >= 0.3 else int(rng.integers(begins, len(chunks))) + 1
+    edges = chunk_edges(chunks)
+    start = edges[begins]
+    path = draw_path(rng, scenes[begins].position(start - 1), (1, *chunks[begins:ends]))[1:]
     if not begins:  # the first latent frame is one frame
         path = path[_FACTOR - 1 :]
-    untold = np.full((free, 2), np.nan)
-    frames = [scene.render(0, free)] if free else []
-    return (
-        np.concatenate([*frames, render_along(scene, path)]),
-        control_of(np.concatenate([untold, path]), size),
-    )
+    frames, last = [], path[-1]
+    for i, (scene, (first, stop)) in enumerate(zip(scenes, pairwise(edges), strict=True)):
+        if begins <= i < ends:
+            frames.append(render_along(scene, path[first - start : stop - start]))
+            continue
+        if i >= ends:  # it goes on from where it was let go
+            x, y = last - np.multiply(scene.velocity, edges[ends] - 1)
+            scene = replace(scene, center=(float(x % GRID), float(y % GRID)))
+        frames.append(scene.render(first, stop - first))
+    untold = np.full((edges[-1], 2), np.nan)
+    untold[start : edges[ends]] = path
+    return np.concatenate(frames), control_of(untold, size)
 
 
 def follow(
@@ -133,12 +151,9 @@ def follow(
 def _play(session: Session, path: Track, chunks: Sequence[int]) -> Frames:
     frames: list[Frames] = []
     arriving = iter(session)
-    at = 0
-    for latents in chunks:
-        count = _FACTOR * latents - (_FACTOR - 1 if at == 0 else 0)
-        part = (path[at : at + count] / GRID).tolist()
+    for first, stop in pairwise(chunk_edges(chunks)):
+        part = (path[first:stop] / GRID).tolist()
         session.update(control=[(x, y) for x, y in part])
         frames.append(next(arriving).frames)
-        at += count
     session.close()
     return np.concatenate(frames)

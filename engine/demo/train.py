@@ -16,70 +16,27 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import UMT5Config, UMT5EncoderModel
+from torch import Tensor
 
 from ..config import StreamConfig
 from ..layers.layout import channels_last
-from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import WanVAE
 from ..sampling.schedule import linspace
-from ..text.vocabulary import build_tokenizer
-from ..types import KV, LayerKV, Past
 from . import scenes
 from .clips import CHUNKS, draw_ahead, mosaics, near, pictures, stories, to_float, words
+from .losses import decoder_loss, dit_loss, vae_loss
+from .model import DIT_CONFIG, MAX_TEXT, TIME_SHIFT, VAE_CONFIG, TextToVideo
 from .optimize import load_weights, run_loop, save_weights
 from .pack import pack
-
-VAE_CONFIG: dict[str, Any] = {
-    "base_dim": 16,
-    "z_dim": 16,
-    "dim_mult": [1, 2, 4],
-    "num_res_blocks": 1,
-    "temperal_downsample": [True, True],
-    "in_channels": 12,
-    "out_channels": 12,
-    "patch_size": 2,
-    "scale_factor_spatial": 8,
-    "scale_factor_temporal": 4,
-}
-DIT_CONFIG: dict[str, Any] = {
-    "patch_size": [1, 2, 2],
-    "num_attention_heads": 4,
-    "attention_head_dim": 64,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 128,
-    "freq_dim": 256,
-    "ffn_dim": 1024,
-    "num_layers": 4,
-    "cross_attn_norm": True,
-}
-TEXT_CONFIG: dict[str, Any] = {
-    "d_model": 128,
-    "d_kv": 32,
-    "d_ff": 256,
-    "num_layers": 2,
-    "num_heads": 4,
-    "dropout_rate": 0.0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-}
-MAX_TEXT = 16
-"""Tokens that every caption is zero-padded to; the longest has 12 with its end mark."""
-
-TIME_SHIFT = 3.0
-"""Warp of the noise levels, in training and in the steps of sampling."""
+from .steering import CONTROL_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -88,53 +45,6 @@ class Machine:
 
     device: torch.device
     workers: int
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal to noise ratio in dB of pictures in [-1, 1]."""
-    return float(10 * torch.log10(4 / F.mse_loss(a, b).clamp_min(1e-12)))
-
-
-def noised(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """A latent with the encoder's own noise; half the samples carry more.
-
-    For the DiT will never hit a latent exactly, and the decoder must forgive it.
-    """
-    extra = 0.15 * torch.rand(len(mean), 1, 1, 1, 1, device=mean.device)
-    extra = extra * (torch.rand_like(extra) < 0.5)
-    spread = (log_variance.exp() + extra.square()).sqrt()
-    return mean + spread * torch.randn_like(mean)
-
-
-def encoded(vae: WanVAE, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of a clip's latent, fp32."""
-    moments, _ = vae.moments(clip)
-    mean, log_variance = moments.float().chunk(2, dim=1)
-    return mean, log_variance.clamp(-8.0, 4.0)
-
-
-def vae_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Reconstruction through a noisy latent, and a light pull of the latent to a unit normal."""
-    with torch.autocast(clip.device.type, torch.bfloat16):
-        mean, log_variance = encoded(vae, clip)
-        out, _ = vae.decode(noised(mean, log_variance))
-    out = out.float()
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    l1, mse = (out - clip).abs().mean(), F.mse_loss(out, clip)
-    loss = l1 + 2 * mse + 5e-5 * kl
-    parts = {"l1": float(l1.detach()), "kl": float(kl.detach()), "psnr": psnr(out.detach(), clip)}
-    return loss, parts
-
-
-def decoder_loss(vae: WanVAE, clip: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Reconstruction alone, the encoder as it is; edges weigh more than in `vae_loss`."""
-    with torch.autocast(clip.device.type, torch.bfloat16):
-        with torch.no_grad():
-            latent = noised(*encoded(vae, clip))
-        out, _ = vae.decode(latent)
-    out = out.float()
-    loss = (out - clip).abs().mean() + 10 * F.mse_loss(out, clip)
-    return loss, {"loss": float(loss.detach()), "psnr": psnr(out.detach(), clip)}
 
 
 def read_vae(run: Path, machine: Machine) -> WanVAE:
@@ -181,12 +91,11 @@ def train_vae(
 
 @dataclass(frozen=True)
 class Pool:
-    """Normalized latents of clips and of single pictures, and captions: rows of all_captions()."""
+    """Drawn stories, encoded: normalized latents, captions as rows of all_captions(), control."""
 
-    clips: Tensor  # [clips, C, T, H, W]
-    clip_captions: Tensor  # [clips, chunks]
-    pictures: Tensor  # [pictures, C, 1, H, W]
-    picture_captions: Tensor  # [pictures, 1]
+    latents: Tensor  # [stories, C, T, H, W]
+    captions: Tensor  # [stories, chunks]
+    control: Tensor  # [stories, CONTROL_CHANNELS, T, H, W]
 
 
 @torch.no_grad()
@@ -198,17 +107,19 @@ def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
         ("clip", CHUNKS, 4, clips // 4),
         ("picture", (1,), 32, clips // 8),
     ):
-        latents, captions = [], []
-        for frames, labels in islice(
+        latents, captions, controls = [], [], []
+        for frames, labels, control in islice(
             draw_ahead(partial(stories, chunks, size), seed + 1000, machine.workers), batches
         ):
             batch = to_float(frames).to(machine.device, torch.bfloat16)
             batch = batch.contiguous(memory_format=torch.channels_last_3d)
             latents.append(vae.encode(batch)[0].cpu().contiguous())
             captions.append(labels)
+            controls.append(control.to(torch.bfloat16))
             if len(latents) % 100 == 0:
                 print(f"{len(latents) * size} of {batches * size} {name}s encoded", flush=True)
         data[f"{name}s"], data[f"{name}_captions"] = torch.cat(latents), torch.cat(captions)
+        data[f"{name}_control"] = torch.cat(controls)
     sample = data["clips"].float()
     data["mean"] = sample.mean(dim=(0, 2, 3, 4))
     # A channel that says little must not be blown up to the size of those that say much.
@@ -218,141 +129,16 @@ def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
     path.with_suffix(".tmp").replace(path)
 
 
-def load_pool(run: Path) -> Pool:
-    """What `encode_pool` wrote, normalized."""
+def load_pool(run: Path) -> tuple[Pool, Pool]:
+    """What `encode_pool` wrote, normalized: clips, and single pictures."""
     data = load_file(run / "pool.safetensors")
-    column = (1, -1, 1, 1, 1)
-    for name in ("clips", "pictures"):
-        data[name] = (data[name].float() - data["mean"].view(column)) / data["std"].view(column)
-    return Pool(data["clips"], data["clip_captions"], data["pictures"], data["picture_captions"])
-
-
-class TextToVideo(nn.Module):
-    """What the DiT stage trains: a word-level UMT5 encoder and the transformer, together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokenizer = build_tokenizer(words())
-        config = UMT5Config(vocab_size=len(self.tokenizer), **TEXT_CONFIG)
-        self.text_encoder = UMT5EncoderModel(config)
-        self.transformer = WanTransformer.from_config(DIT_CONFIG)
-        for name, weight in self.transformer.named_parameters():
-            # Small outputs at first, but not zero, so that the text is heard from the start.
-            if name.endswith("attn1.to_out.0.weight"):
-                nn.init.normal_(weight, std=0.02)
-            elif name.endswith("attn2.to_out.0.weight"):
-                nn.init.normal_(weight, std=0.04)
-        nn.init.zeros_(self.transformer.proj_out.weight)
-
-    def text(self, captions: Sequence[str]) -> Tensor:
-        """Captions to zero-padded states `[B, MAX_TEXT, text_dim]`, as the engine pads them."""
-        tokens = self.tokenizer(
-            list(captions), padding="max_length", max_length=MAX_TEXT, return_tensors="pt"
-        ).to(self.transformer.proj_out.weight.device)
-        states = self.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
-        padded: Tensor = states * tokens.attention_mask.unsqueeze(-1)
-        return padded
-
-
-def flow_times(like: Tensor) -> Tensor:
-    """A noise level for each sample: logit-normal, moved towards 1; a tenth are exactly 1."""
-    sigma = torch.randn(len(like), device=like.device).sigmoid()
-    sigma = TIME_SHIFT * sigma / (1 + (TIME_SHIFT - 1) * sigma)
-    return torch.where(some(like, 0.1), 1.0, sigma)
-
-
-def some(like: Tensor, share: float) -> Tensor:
-    """True for a random `share` of the samples, `[B]`."""
-    return torch.rand(len(like), device=like.device) < share
-
-
-def column(values: Tensor) -> Tensor:
-    """`[B]` to `[B, 1, 1, 1, 1]`."""
-    return values.view(-1, 1, 1, 1, 1)
-
-
-def add_noise(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """`(1 - sigma) x + sigma noise`, one sigma for each sample."""
-    return torch.lerp(x, noise, column(sigma))
-
-
-def dit_loss(
-    model: TextToVideo, latents: Tensor, captions: Tensor, chunks: int, rollout: float
-) -> tuple[Tensor, dict[str, float]]:
-    """Teacher forcing with explicit caches: each noisy chunk sees the clean one before it.
-
-    Clean and noisy copies of a chunk ride in one batch; the clean half's keys and values are what
-    the next chunk attends to, as in a stream with a window of two chunks. For a share `rollout` of
-    the samples the clean half is the model's own guess at it, now and then by the text of another
-    sample, and in others it is blurred with a little noise: so a stream comes back from its own
-    mistakes to what its prompt says, and takes up a new prompt. `latents` `[B, C, T, H, W]`,
-    `captions` `[B, chunks]`. One text in ten is empty, for classifier-free guidance.
-    """
-    size, dit = len(latents), model.transformer
-    names = scenes.all_captions()
-    drop = some(latents, 0.1).tolist()
-    texts = [
-        "" if empty else names[caption].text
-        for empty, row in zip(drop, captions[:, :chunks].tolist(), strict=True)
-        for caption in row
-    ]
-    past, first, losses = None, 0, []
-    with torch.autocast(latents.device.type, torch.bfloat16):
-        text = model.text(texts).reshape(size, chunks, MAX_TEXT, -1)
-        for index, length in enumerate(CHUNKS[:chunks]):
-            clean = latents[:, :, first : first + length]
-            noise, sigma = torch.randn_like(clean), flow_times(clean)
-            noisy, kv = add_noise(clean, sigma, noise), dit.text_kv(text[:, index])
-            if index == chunks - 1:  # nothing comes after it that would see its clean half
-                flow, _ = dit.chunk(noisy, 1000 * sigma, kv, rows_of_past(past, size))
-                losses.append((flow.float() - (noise - clean)).square().mean())
-                break
-            blur = 0.12 * torch.rand_like(sigma) * some(clean, 0.5)
-            seen = add_noise(clean, blur, torch.randn_like(clean))
-            if guessed := round(rollout * size):
-                heard = rows_of(kv, misheard(guessed, clean.device))
-                guess = own_guess(dit, clean[:guessed], heard, rows_of_past(past, guessed))
-                seen = torch.cat([guess, seen[guessed:]])
-            times = torch.cat([torch.zeros_like(sigma), 1000 * sigma])
-            flow, own = dit.chunk(torch.cat([seen, noisy]), times, twice(kv, size), past)
-            losses.append((flow[size:].float() - (noise - clean)).square().mean())
-            past = dit.past(length, clean.shape[3], clean.shape[4], twice(own, size))
-            first += length
-    loss = torch.stack(losses).mean()
-    return loss, {f"chunk{i}": float(x.detach()) for i, x in enumerate(losses)}
-
-
-def twice(kv: KV, size: int) -> KV:
-    """The first `size` samples' keys and values, for both halves of a batch."""
-    return [LayerKV(torch.cat([x.k[:size]] * 2), torch.cat([x.v[:size]] * 2)) for x in kv]
-
-
-def rows_of(kv: KV, rows: Tensor) -> KV:
-    """The keys and values of these samples of a batch."""
-    return [LayerKV(x.k[rows], x.v[rows]) for x in kv]
-
-
-def rows_of_past(past: Past | None, size: int) -> Past | None:
-    """What the first `size` samples of a batch see of the past."""
-    if past is None:
-        return None
-    return Past(past.frames, [LayerKV(x.k[:size], x.v[:size]) for x in past.layers])
-
-
-def misheard(size: int, device: torch.device) -> Tensor:
-    """Whose text each of `size` samples listens to: three in ten to their neighbor's."""
-    rows = torch.arange(size, device=device)
-    return torch.where(torch.rand(size, device=device) < 0.3, (rows + 1) % size, rows)
-
-
-@torch.no_grad()
-def own_guess(dit: WanTransformer, clean: Tensor, kv: KV, past: Past | None) -> Tensor:
-    """What two steps of the model make of a noised truth."""
-    sigma = 0.3 + 0.65 * torch.rand(len(clean), device=clean.device)
-    x = add_noise(clean, sigma, torch.randn_like(clean))
-    for level in (sigma, sigma / 2):
-        x = x - column(sigma / 2) * dit.chunk(x, 1000 * level, kv, past)[0].float()
-    return x
+    mean, std = (data[name].view(1, -1, 1, 1, 1) for name in ("mean", "std"))
+    clips, pictures = (
+        Pool((data[f"{name}s"].float() - mean) / std, data[f"{name}_captions"],
+             data[f"{name}_control"])
+        for name in ("clip", "picture")
+    )  # fmt: skip
+    return clips, pictures
 
 
 def train_dit(
@@ -363,7 +149,7 @@ def train_dit(
     A stream's first chunk is a picture: what it shows, the later ones carry on.
     """
     torch.manual_seed(seed)
-    pool = load_pool(run)
+    clips, pictures = load_pool(run)
     model = TextToVideo()
     path = run / "dit.safetensors"
     if path.exists():
@@ -375,19 +161,17 @@ def train_dit(
     scale = 8 if machine.device.type == "cuda" else 1
     start = time.monotonic()
 
-    def loss_on(
-        latents: Tensor, captions: Tensor, size: int, rollout: float
-    ) -> tuple[Tensor, dict[str, float]]:
-        rows = torch.randint(len(latents), (scale * size,))
-        picked = latents[rows].to(machine.device)
-        return dit_loss(model, picked, captions[rows], captions.shape[1], rollout)
+    def loss_on(pool: Pool, size: int, rollout: float) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.randint(len(pool.latents), (scale * size,))
+        latents, control = (x[rows].to(machine.device) for x in (pool.latents, pool.control))
+        return dit_loss(model, latents, pool.captions[rows], control.float(), rollout)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         if time.monotonic() - start < 60 * minutes * picture_share:
-            return loss_on(pool.pictures, pool.picture_captions, 32, 0.0)
-        pictures, _ = loss_on(pool.pictures, pool.picture_captions, 16, 0.0)
-        clips, parts = loss_on(pool.clips, pool.clip_captions, 8, 0.5)
-        return clips + 0.3 * pictures, {**parts, "pictures": float(pictures.detach())}
+            return loss_on(pictures, 32, 0.0)
+        single, _ = loss_on(pictures, 16, 0.0)
+        loss, parts = loss_on(clips, 8, 0.5)
+        return loss + 0.3 * single, {**parts, "pictures": float(single.detach())}
 
     run_loop(
         model, loss_of, minutes=minutes, rate=rate, decay=0.998,
@@ -418,6 +202,8 @@ def write_model(run: Path, out: Path, *, steps: int, guidance: float) -> None:
         max_sequence_length=MAX_TEXT,
         width=scenes.GRID,
         height=scenes.GRID,
+        control_channels=CONTROL_CHANNELS,
+        control_wraps=True,
     )
     pack(
         out,

@@ -14,6 +14,7 @@ from livereel.engine.demo.objects import Objects, compare_objects
 from livereel.engine.demo.scenes import GRID, Scene, parse
 from livereel.engine.demo.steering import (
     FASTEST,
+    chunk_edges,
     control_of,
     draw_path,
     follow,
@@ -57,27 +58,49 @@ def test_control_s_bumps_are_where_the_object_is() -> None:
             assert abs(off) < 0.1
 
 
-def test_a_story_is_led_from_some_chunk_on_and_free_before() -> None:
+def away(path: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Offsets (x, y) of a path from places on the torus."""
+    return np.asarray((path - places + GRID / 2) % GRID - GRID / 2)
+
+
+def test_chunks_begin_where_their_latents_frames_do() -> None:
+    assert chunk_edges(CHUNKS) == [0, 1, 13, 25]
+    assert chunk_edges((2, 1)) == [0, 5, 9]
+
+
+def test_a_story_is_led_for_some_chunks_and_free_before_and_after() -> None:
     rng = np.random.default_rng(4)
-    starts = set()
-    for _ in range(6):
+    edges, spans = chunk_edges(CHUNKS), set()
+    for _ in range(16):
         scene = Scene.sample(parse("a cyan circle moving up on a black background"), rng)
-        frames, control = led_story(scene, rng, CHUNKS, 16)
+        frames, control = led_story([scene] * len(CHUNKS), rng, CHUNKS, 16)
         assert frames.shape == (25, GRID, GRID, 3) and control.shape == (1, 4, 7, 16, 16)
         told = control.flatten(3).amax(3)[0].transpose(0, 1).flatten()[3:] > 0  # frame by frame
-        start = int(told.int().argmax())
-        starts.add(start)
-        assert start in (0, 1, 13) and told[start:].all() and not told[:start].any()
+        start, stop = int(told.int().argmax()), 25 - int(told.flip(0).int().argmax())
+        spans.add((start, stop))
+        assert {start, stop} <= set(edges) and int(told.sum()) == stop - start
         path = Objects.seen(frames).path
         free = np.array([scene.position(i) for i in range(start)]).reshape(-1, 2)
-        off = (path[:start] - free + GRID / 2) % GRID - GRID / 2
-        assert np.abs(off).max(initial=0) < 1
-        steps = (np.diff(path, axis=0) + GRID / 2) % GRID - GRID / 2
+        assert np.abs(away(path[:start], free)).max(initial=0) < 1
+        steps = away(path[1:], path[:-1])
         assert np.linalg.norm(steps, axis=1).max() < FASTEST + 0.5
-        bump = control[0, 3, -1].argmax().item()  # of the last frame
-        off = (np.array([bump % 16, bump // 16]) * 8 + 4 - path[-1] + GRID / 2) % GRID - GRID / 2
-        assert np.abs(off).max() < 4.5
-    assert len(starts) > 1
+        assert np.abs(steps[stop - 1 :] - scene.velocity).max(initial=0) < 0.5
+        for frame in (start, stop - 1):
+            latent, channel = (0, 3) if frame == 0 else (1 + (frame - 1) // 4, (frame - 1) % 4)
+            bump = control[0, channel, latent].argmax().item()
+            place = np.array([bump % 16, bump // 16]) * 8 + 4
+            assert np.abs(away(path[frame], place)).max() < 4.5
+    assert len({start for start, _ in spans}) > 1 and len({stop for _, stop in spans}) > 1
+
+
+def test_a_led_story_takes_up_a_new_caption() -> None:
+    rng = np.random.default_rng(0)
+    first = Scene.sample(parse("a red circle moving up on a black background"), rng)
+    other = first.switch(parse("a blue square moving left on a white background"), 13)
+    frames, _ = led_story([first, first, other], rng, CHUNKS, 16)
+    assert frames[12].mean() < 60 < 120 < frames[13].mean()
+    path = Objects.seen(frames).path
+    assert np.linalg.norm(away(path[1:], path[:-1]), axis=1).max() < FASTEST + 0.5
 
 
 class Following:
