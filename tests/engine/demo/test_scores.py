@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from livereel.engine.demo.evaluate import evaluate
+from livereel.engine.demo.steering import follow
 from livereel.engine.engine import Engine
 
 
@@ -18,3 +19,10 @@ def test_the_demo_reaches_its_goals() -> None:
     assert {s.stage for s in report.scores} == {"clips", "VAE", "streams", "prompt changes"}
     missed = [f"{s.name}: {s.value:.1f} of {s.goal}" for s in report.scores if s.passed is False]
     assert not missed, report.to_markdown()
+
+
+@pytest.mark.slow
+def test_the_demo_goes_where_it_is_led() -> None:
+    found = follow(Engine.load("demo", device="cpu"), streams=16, chunks=(1, 3, 3, 3, 3, 3))
+    assert found.found == 1.0
+    assert found.trajectory_error <= 4.0
