@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layers.layout import channels_last
+
 
 class Average:
     """An exponential moving average of a module's weights, short at first."""
@@ -41,9 +43,8 @@ class MuonAndAdam:
     def __init__(self, module: nn.Module, rate: float) -> None:
         self.rate = rate
         self._kernels = [weight for weight in module.parameters() if _is_matrix(weight)]
-        for weight in self._kernels:
-            weight.data = _channels_last(weight.data)
         # Muon takes matrices: those of convolutions are views [out, taps * in] of the same memory.
+        channels_last(module)
         self._matrices = [nn.Parameter(_as_matrix(weight.detach())) for weight in self._kernels]
         others = [weight for weight in module.parameters() if not _is_matrix(weight)]
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -70,11 +71,6 @@ class MuonAndAdam:
 
 def _is_matrix(weight: Tensor) -> bool:
     return weight.ndim >= 2 and min(weight.shape[0], weight[0].numel()) >= 16
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    """The same weight, `[out, ...]`, with `in` innermost in memory."""
-    return weight.movedim(1, -1).contiguous().movedim(-1, 1) if weight.ndim > 2 else weight
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ FASTEST = 4.0
 """Pixels a frame, at most, that an object is led by."""
 CONTROL_CHANNELS = 4
 """Maps of a latent frame: one for each of its frames."""
-_FACTOR = CONTROL_CHANNELS
+_FACTOR = CONTROL_CHANNELS  # frames of a latent frame
 _SEED_TAG = 0x1EAD  # keeps the paths drawn here apart from training's
 
 
@@ -102,18 +102,21 @@ def led_story(
     ends = len(chunks) if rng.random() >= 0.3 else int(rng.integers(begins, len(chunks))) + 1
     edges = chunk_edges(chunks)
     start = edges[begins]
-    path = draw_path(rng, scenes[begins].position(start - 1), (1, *chunks[begins:ends]))[1:]
+    before = scenes[max(0, begins - 1)].position(start - 1)
+    path = draw_path(rng, before, (1, *chunks[begins:ends]))[1:]
     if not begins:  # the first latent frame is one frame
         path = path[_FACTOR - 1 :]
-    frames, last = [], path[-1]
+    frames, last = [], (0.0, 0.0)
     for i, (scene, (first, stop)) in enumerate(zip(scenes, pairwise(edges), strict=True)):
         if begins <= i < ends:
             frames.append(render_along(scene, path[first - start : stop - start]))
+            last = path[stop - start - 1]
             continue
         if i >= ends:  # it goes on from where it was let go
-            x, y = last - np.multiply(scene.velocity, edges[ends] - 1)
+            x, y = np.subtract(last, np.multiply(scene.velocity, first - 1))
             scene = replace(scene, center=(float(x % GRID), float(y % GRID)))
         frames.append(scene.render(first, stop - first))
+        last = scene.position(stop - 1)
     untold = np.full((edges[-1], 2), np.nan)
     untold[start : edges[ends]] = path
     return np.concatenate(frames), control_of(untold, size)

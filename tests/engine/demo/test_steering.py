@@ -22,7 +22,8 @@ from livereel.engine.demo.steering import (
     render_along,
 )
 
-CHUNKS = (1, 3, 3)
+CHUNKS, CLIP = (1, 3, 3), (1, 3, 3, 3)
+RNG = np.random.default_rng
 
 
 def test_paths_go_evenly_within_chunks_and_no_faster_than_they_may() -> None:
@@ -101,6 +102,21 @@ def test_a_led_story_takes_up_a_new_caption() -> None:
     assert frames[12].mean() < 60 < 120 < frames[13].mean()
     path = Objects.seen(frames).path
     assert np.linalg.norm(away(path[1:], path[:-1]), axis=1).max() < FASTEST + 0.5
+
+
+def test_an_object_that_was_let_go_does_not_jump_when_the_caption_changes() -> None:
+    first = Scene.sample(parse("a red circle moving up on a black background"), RNG(0))
+    cut = chunk_edges(CLIP)[3]
+    other = first.switch(parse("a blue circle moving down on a white background"), cut)
+    spans = []
+    for seed in range(60):
+        frames, control = led_story([first, first, first, other], RNG(seed), CLIP, 16)
+        path = Objects.seen(frames).path
+        assert np.linalg.norm(away(path[1:], path[:-1]), axis=1).max() < FASTEST + 0.5
+        told = control.flatten(3).amax(3)[0].transpose(0, 1).flatten()[3:] > 0
+        spans.append((bool(told[0]), bool(told[cut - 1]), bool(told[cut])))
+    assert (True, False, False) in spans  # let go in a chunk before
+    assert (False, False, True) in spans  # led from the new caption on
 
 
 class Following:
