@@ -1,4 +1,4 @@
-"""The socket spoken by hand, and what a process holds: what tests of the server share."""
+"""Talking to a live server, and what its process holds: what its tests share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from livereel.engine.serve import protocol
+from livereel.engine.serve.client import AsyncStream, Frame
+from livereel.engine.serve.fake import color_of
 
 from .conftest import Live
+
+RED = "a red circle moving right"
 
 
 async def say(ws: ClientConnection, message: protocol.ClientMessage) -> None:
@@ -68,3 +74,21 @@ def held(pid: int | None) -> tuple[int, int]:
 async def tasks() -> int:
     """Of the loop that this runs in."""
     return len(asyncio.all_tasks())
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 60))
+
+
+def shows(frame: Frame, prompt: str) -> bool:
+    middle = frame.pixels[frame.pixels.shape[0] // 2, frame.pixels.shape[1] // 2]
+    return bool(np.abs(middle.astype(int) - color_of(prompt)).max() < 12)
+
+
+def aiter_(stream: AsyncStream) -> Any:
+    return stream.__aiter__()
+
+
+async def anext_(frames: Any) -> Frame:
+    frame: Frame = await frames.__anext__()
+    return frame
