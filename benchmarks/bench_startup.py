@@ -147,12 +147,15 @@ def probe_diffusers(
     from livereel.engine.checkpoint.folder import DEMO
 
     from . import models
+    from .baseline_diffusers import leave_control_out
 
     stream = models.find(startup.model).stream
     folder = DEMO if startup.model == "demo" else startup.model
     pipeline = pipelines.from_pretrained(
         folder, torch_dtype=getattr(torch, startup.dtype), local_files_only=True
-    ).to(startup.device)
+    )
+    leave_control_out(pipeline.transformer, stream.control_channels)
+    pipeline.to(startup.device)
     pipeline.set_progress_bar_config(disable=True)
     loaded = clock()
     video = pipeline(

@@ -38,7 +38,8 @@ class ClipRequest:
     `frames` of `height` x `width` pixels. `guidance` are the scales for the DiT and, in a model of
     two, for the one of low noise. `image` and `last_image` are the first and the last frame, uint8
     `[H, W, 3]`; `video`, uint8 `[frames, H, W, 3]`, is changed by the last `strength` of the steps.
-    `tile` says that the VAE works in tiles.
+    `tile` says that the VAE works in tiles. A DiT that follows tracks by `control_channels` is led
+    nowhere in a clip.
     """
 
     prompt: str
@@ -55,12 +56,14 @@ class ClipRequest:
     video: Frames | None = None
     strength: float = 1.0
     tile: bool = False
+    control_channels: int = 0
 
 
 def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: bool) -> None:
     """Raise `InputError` for pictures that this model has no use for, or lacks."""
     dit = runner.transformer
-    wants = dit.condition_channels > 0 or dit.image_width is not None
+    pictured = dit.condition_channels > request.control_channels
+    wants = pictured or dit.image_width is not None
     if wants and request.image is None:
         raise InputError("this model starts from a picture: give it an image")
     if wants and request.video is not None:
@@ -73,7 +76,7 @@ def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: boo
         return
     factor = runner.vae.temporal_factor
     one = dit.images == 1 or (dit.image_width is not None and dit.images != 2)
-    if not dit.condition_channels or one:
+    if not pictured or one:
         raise InputError("this model knows no last picture; leave the last_image out")
     if request.frames == 1 or (request.frames - 1) % factor:
         near = max(1, (request.frames - 1) // factor) * factor + 1
@@ -113,7 +116,7 @@ def clip_latents(
             else torch.cat(list(encoded(runner, video)), dim=2)
         )
         start = torch.cat([start[:, :, :1]] * (count - wanted) + [start], dim=2)
-    denoiser = _denoiser(runner, request, count, clean_start)
+    denoiser = _denoiser(runner, request, shape, clean_start)
     high, low = (sampling.guidance(scale, request.steps) for scale in request.guidance)
     split = runner.low_noise is not None
     guided = request.guidance[0] > 1 or (split and request.guidance[1] > 1)
@@ -185,11 +188,15 @@ def _encoded_in_tiles(runner: Runner, video: Frames) -> Tensor:
 
 
 def _denoiser(
-    runner: TorchRunner, request: ClipRequest, count: int, clean_start: bool
+    runner: TorchRunner, request: ClipRequest, shape: Sequence[int], clean_start: bool
 ) -> Denoiser | CleanStart:
     dit: ImageDenoiser = runner.transformer
     if runner.low_noise is not None:
         dit = Experts(runner.transformer, runner.low_noise, runner.boundary)
+    batch, _, count, *space = shape
+    if request.control_channels:
+        zeros = torch.zeros(batch, request.control_channels, count, *space, device=runner.device)
+        return Conditioned(dit, zeros, None)
     if request.image is None:
         return dit
     first = to_float(request.image[None])

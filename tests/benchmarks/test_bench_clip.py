@@ -45,6 +45,12 @@ def test_the_same_clip_is_timed(name: str, frames: int, small: Small) -> None:
     assert work.name == "clip" and work.seconds == 1.0
 
 
+def test_a_dit_that_follows_control_is_led_nowhere(led_demo: Subject) -> None:
+    section = measure(led_demo, ["diffusers"], clip(steps=1), runs=1, top=TOP)
+    (note,) = section.notes
+    assert float(note.removeprefix("the same frames as diffusers to ").split()[0]) > 80
+
+
 def test_guidance_takes_two_passes_a_step() -> None:
     assert clip(steps=3).passes == 6 and clip(steps=3, guidance=1.0).passes == 3
 
