@@ -79,6 +79,14 @@ class Group:
         came[self.rank] = parts[self.rank]
         return came
 
+    def broadcast(self, x: Tensor) -> None:
+        """Fill `x`, contiguous and of one shape on all ranks, with what the first one has in it."""
+        others = range(1, self.size)
+        if self.rank == 0:
+            self.exchange(dict.fromkeys(others, x), {}).wait()
+        else:
+            self.exchange({}, {0: x}).wait()
+
     def gather(self, x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         """All ranks' tensors, which measure `sizes` along `dim` and else the same, as one."""
         shapes = [(*x.shape[:dim], size, *x.shape[dim + 1 :]) for size in sizes]

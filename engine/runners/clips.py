@@ -113,7 +113,7 @@ def clip_latents(
         start = (
             _encoded_in_tiles(runner, video)
             if request.tile
-            else torch.cat(list(encoded(runner, video)), dim=2)
+            else torch.cat(list(encoded(runner, video, runner.parts_at_once)), dim=2)
         )
         start = torch.cat([start[:, :, :1]] * (count - wanted) + [start], dim=2)
     denoiser = _denoiser(runner, request, shape, clean_start)
@@ -144,8 +144,7 @@ def clip_parts(runner: TorchRunner, latents: int) -> list[int]:
     """How many of a clip's latent frames go through the decoder at a time."""
     chunk, at_once = runner.vae.chunk, runner.parts_at_once
     if chunk is not None:
-        chunks = cut(latents, chunk)
-        return [sum(chunks[i : i + at_once]) for i in range(0, len(chunks), at_once)]
+        return _joined(cut(latents, chunk), at_once)
     part = at_once * CLIP_PART
     whole, rest = divmod(latents, part)
     return [part] * whole + [rest] * (rest > 0)
@@ -158,22 +157,26 @@ def steps_taken(request: ClipRequest) -> int:
     return schedule.steps_left(request.steps, request.strength)
 
 
-def encoded(runner: Runner, video: Frames) -> Iterator[Tensor]:
-    """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, part by part."""
+def encoded(runner: Runner, video: Frames, at_once: int = 1) -> Iterator[Tensor]:
+    """Normalized latents of uint8 frames `[F, H, W, 3]`, F = 1 + 4n, so many parts at a time."""
     caches, at = None, 0
-    for size in _frame_parts(runner, len(video)):
+    for size in _frame_parts(runner, len(video), at_once):
         latents, caches = runner.encode(to_float(video[at : at + size]), caches)
         at += size
         yield latents
 
 
-def _frame_parts(runner: Runner, frames: int) -> list[int]:
+def _frame_parts(runner: Runner, frames: int, at_once: int) -> list[int]:
     """How many frames go through the encoder at a time."""
     factor, chunk = runner.vae.temporal_factor, runner.vae.chunk
     if chunk is not None:
-        return cut(frames, factor * chunk)
-    step = factor * CLIP_PART
+        return _joined(cut(frames, factor * chunk), at_once)
+    step = factor * CLIP_PART * at_once
     return [1, *(min(step, frames - first) for first in range(1, frames, step))]
+
+
+def _joined(chunks: Sequence[int], at_once: int) -> list[int]:
+    return [sum(chunks[i : i + at_once]) for i in range(0, len(chunks), at_once)]
 
 
 def decoded_in_tiles(runner: Runner, latents: Tensor, parts: Sequence[int]) -> Tensor:
@@ -182,8 +185,9 @@ def decoded_in_tiles(runner: Runner, latents: Tensor, parts: Sequence[int]) -> T
     return decode_tiled(runner.decode, latents, parts, factor=factor, tile=Tile())
 
 
-def _encoded_in_tiles(runner: Runner, video: Frames) -> Tensor:
-    parts, factor = _frame_parts(runner, len(video)), runner.vae.spatial_factor
+def _encoded_in_tiles(runner: TorchRunner, video: Frames) -> Tensor:
+    parts = _frame_parts(runner, len(video), runner.parts_at_once)
+    factor = runner.vae.spatial_factor
     return encode_tiled(runner.encode, to_float(video), parts, factor=factor, tile=Tile())
 
 

@@ -93,7 +93,7 @@ class TorchRunner:
     `image_encoder` makes tokens of pictures for a DiT that reads such; most models have neither.
     `denoiser` is the DiT as streams run it, `vae` the VAE and `to_bytes` what makes of its floats
     `[B, 3, F, H, W]` bytes `[B, F, H, W, 3]`, all on the road that was chosen. `parts_at_once` of
-    a whole clip go through the decoder together, where several devices share it.
+    a whole clip go through the VAE together, where several devices share it.
     On a GPU streams replay `graphs` where the DiT works in the ring.
     """
 

@@ -8,19 +8,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from livereel.engine import Engine, InputError
 from livereel.engine.cli.signals import StopSignals
+from livereel.engine.layers.causal_conv import CacheTape
 from livereel.engine.models.cogvideox.config import CogVideoXTransformerConfig
 from livereel.engine.models.cogvideox.transformer import CogVideoXTransformer
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
 from livereel.engine.parallel.group import Exchange, Group
 from livereel.engine.parallel.guidance import SpreadDenoiser
 from livereel.engine.parallel.spread import spread
+from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.types import Chunk
 
 
@@ -171,15 +174,48 @@ def _chunks(engine: Engine, frames: int, cut: int | None) -> Sequence[Chunk]:
     return list(session)
 
 
-def clip(group: Group, ranks: int, folder: str) -> tuple[int, int] | None:
-    """How far a whole clip of so many ranks is from one rank's, in levels, and how bright it is."""
+def frames_encoded(group: Group, folder: str, frames: int) -> int:
+    """How many of a clip's frames this rank's encoder takes; all ranks get the same latents."""
+    runner = Engine.load(folder, device="cpu", dtype="float32").runner
+    assert isinstance(runner, TorchRunner)
+    vae: Any = runner.vae
+    taken, step = [], vae.encode_step
+
+    def counted(part: Tensor, tape: CacheTape) -> Tensor:
+        taken.append(part.shape[2])
+        return cast(Tensor, step(part, tape))
+
+    vae.encode_step = counted
+    latents, _ = spread(runner, group, streams=False).encode(torch.zeros(1, 3, frames, 32, 48))
+    first = latents.clone()
+    group.broadcast(first)
+    assert torch.equal(first, latents)
+    return sum(taken)
+
+
+def clip(
+    group: Group, ranks: int, folder: str, *, video: bool = False, tile: bool = False
+) -> tuple[int, int] | None:
+    """How far a whole clip of so many ranks, of a `video` or of noise, is from one rank's, in
+    levels, and how bright it is."""
     part = group.part(*range(ranks))
     if part is None:
         return None
     engine = Engine.load(folder, device="cpu", dtype="float32")
     parted = replace(engine, runner=spread(engine.runner, part, streams=False))
+    frames = None if video else 25
+    given = np.random.default_rng(0).integers(0, 256, (25, 32, 48, 3), np.uint8) if video else None
     made, alone = (
-        one.generate("a red ball", frames=25, width=48, height=32, steps=2, guidance_scale=4.0)
+        one.generate(
+            "a red ball",
+            frames=frames,
+            width=48,
+            height=32,
+            steps=2,
+            guidance_scale=4.0,
+            video=given,
+            tile=tile,
+        )
         for one in (parted, engine)
     )
     apart = abs(made.frames.astype(int) - alone.frames.astype(int)).max()

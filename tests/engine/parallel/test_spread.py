@@ -62,6 +62,22 @@ def test_traffic_is_what_is_reckoned(two_ranks: Ranks, jobs: ModuleType, batch: 
     assert two_ranks.run(jobs.send_pass, "wan", case) == [step.sent, step.sent]
 
 
+@pytest.mark.parametrize("tile", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "frames"), [("clip_folder", [13, 12]), ("cogvideox_folder", [9, 16])]
+)
+def test_video_to_video_on_two(
+    two_ranks: Ranks, jobs: ModuleType, kind: str, frames: list[int], tile: bool,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """Ranks share the encoder, too."""
+    folder = str(request.getfixturevalue(kind))
+    apart, bright = two_ranks.run(jobs.clip, 2, folder, video=True, tile=tile)[0]
+    assert apart <= 1
+    assert bright > 0
+    assert two_ranks.run(jobs.frames_encoded, folder, 25) == frames
+
+
 @pytest.mark.parametrize("kind", ["clip_folder", "cogvideox_folder"])
 def test_clip_on_two(
     two_ranks: Ranks, jobs: ModuleType, kind: str, request: pytest.FixtureRequest
