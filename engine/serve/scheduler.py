@@ -147,8 +147,10 @@ class Scheduler:
             return 1.0
         mates = [other for other in alike if other.key == turn.key]
         if self._crowded() and self._most(turn.kind, len(mates)) > 1:
-            first = min(mates, key=lambda mate: mate.session)
-            missing = (first.due - turn.due) % turn.chunk_s
+            # They gather at the one before the longest gap: none goes round for being just past it.
+            phases = sorted((other.due - turn.due) % turn.chunk_s for other in mates)
+            gaps = [b - a for a, b in zip(phases, [*phases[1:], turn.chunk_s], strict=True)]
+            missing = phases[gaps.index(max(gaps))]
         elif sum(other.cost_s + _spare(other) for other in alike) < turn.chunk_s:
             behind = [(turn.due - other.due) % turn.chunk_s for other in alike if other is not turn]
             missing = turn.cost_s + _spare(turn) - min(behind, default=math.inf)

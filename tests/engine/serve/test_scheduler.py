@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +22,11 @@ def turn(name: str, *, due: float = 0.0, chunk_s: float = 1.0, cost_s: float = 0
 class Machine:
     """A machine on which a pass for n sessions takes `cost(n)`, and the sessions it serves."""
 
-    def __init__(self, turns: list[Turn], *, most: int = 1, share: float = 1.0) -> None:
+    def __init__(
+        self, turns: list[Turn], *, most: int = 1, share: float = 1.0, jitter: float = 0.0
+    ) -> None:
         self.turns, self.now = turns, 0.0
+        self.jitter = Random(0), jitter
         self.full: set[str] = set()
         self.late: dict[str, list[float]] = {t.session: [] for t in turns}
         self.begun: dict[str, list[float]] = {t.session: [] for t in turns}
@@ -53,6 +57,8 @@ class Machine:
             for t in group:
                 self.shown[t.session].append(max(self.now, t.due))
                 stretched = t.chunk_s * self.scheduler.stretch(t)
+                random, share = self.jitter
+                stretched *= 1 + random.uniform(-share, share)
                 self.late[t.session].append(t.made(self.now, stretched))
 
     def longest_wait(self, *, since: float) -> float:
@@ -117,11 +123,16 @@ def test_a_control_shows_within_a_chunk_and_its_making(opened: list[float]) -> N
     assert all(machine.scheduler.stretch(t) == pytest.approx(1) for t in turns)
 
 
-def test_where_passes_must_be_shared_a_control_waits_for_one_and_a_chunk() -> None:
-    turns = [turn(str(i), due=0.3 * i, chunk_s=0.75, cost_s=0.3) for i in range(4)]
-    machine = Machine(turns, most=4, share=0.2)
+@pytest.mark.parametrize("jitter", [0.0, 1e-11, 1e-4])
+@pytest.mark.parametrize("apart", [0.0, 0.1875, 0.3])
+def test_where_passes_must_be_shared_a_control_waits_for_one_and_a_chunk(
+    apart: float, jitter: float
+) -> None:
+    turns = [turn(str(i), due=apart * i, chunk_s=0.75, cost_s=0.3) for i in range(4)]
+    machine = Machine(turns, most=4, share=0.2, jitter=jitter)
     machine.run(60.0)
     assert set(machine.sizes[-20:]) == {4}
+    assert all(machine.scheduler.stretch(t) == pytest.approx(1, abs=1e-3) for t in turns)
     assert machine.longest_wait(since=30.0) <= 0.75 + 0.3 * 1.6 + SLACK_S + 1e-3
     assert all(max(late[10:]) == 0 for late in machine.late.values())
 
