@@ -48,6 +48,7 @@ class Streams:
         self._open: dict[str, Stream] = {}
         self._watchable: dict[str, Stream] = {}
         self._opening = 0
+        self._recalling: set[str] = set()
         self._draining = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -202,12 +203,18 @@ class Streams:
             part.replace(path)
 
     async def _recall(self, token: str) -> Stream:
+        if token in self._recalling:  # by a socket that was cut while it waited
+            raise Busy("this stream is just being opened", _TICK_S)
         path = self._path(token)
         try:
             spec = msgspec.msgpack.decode(path.read_bytes(), type=messages.Spec)
         except (OSError, msgspec.MsgspecError) as error:
             raise Gone("there is no stream of this resume token, or not any more") from error
-        stream = await self._create(spec, token)
+        self._recalling.add(token)
+        try:
+            stream = await self._create(spec, token)
+        finally:
+            self._recalling.discard(token)
         path.unlink(missing_ok=True)
         return stream
 

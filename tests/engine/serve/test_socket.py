@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import socket as sockets
+import threading
 import time
 import weakref
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from livereel.engine.errors import LiveReelError
-from livereel.engine.serve import protocol
+from livereel.engine.serve import messages, protocol
 from livereel.engine.serve.client import AsyncStream, Refused, Stream
 from livereel.engine.serve.fake import FakeEngine, number_of
 from livereel.engine.serve.limits import Limits
@@ -286,16 +287,27 @@ def test_draining_tells_a_token_that_opens_the_stream_again(make_live: MakeLive)
 
     token, last = asyncio.run(first())
     assert live.http.get("/readyz").status_code == 503
-    again = make_live()
+    again = make_live(engine=(engine := Waiting()))
 
     async def second() -> None:
+        async def meanwhile() -> None:
+            await asyncio.to_thread(engine.asked.wait)
+            with pytest.raises(Refused) as refused:
+                async with AsyncStream(again.url, resume=token, last_frame=last):
+                    pass
+            assert refused.value.retryable
+            engine.goes_on.set()
+
+        twice = asyncio.create_task(meanwhile())
         async with AsyncStream(again.url, resume=token, last_frame=last) as stream:
+            await twice
             frame = await anext_(aiter_(stream))
             assert stream.created is not None
             assert (stream.created.prompt, stream.created.fps) == (RED, 12.0)
             assert frame.number > last
             assert number_of(frame.pixels) == frame.number
             assert shows(frame, RED)
+            assert again.server.streams.count == 1
 
     run(second())
 
@@ -310,6 +322,19 @@ def test_a_server_that_is_not_there() -> None:
 
 
 # What the tests above are made of
+
+
+class Waiting(FakeEngine):
+    """Opens a session when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.goes_on = threading.Event(), threading.Event()
+
+    async def open(self, spec: messages.Spec) -> messages.Opened:
+        self.asked.set()
+        await asyncio.to_thread(self.goes_on.wait, 10)
+        return await super().open(spec)
 
 
 async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
