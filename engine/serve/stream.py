@@ -326,7 +326,8 @@ class Stream:
                         event_id=event.event_id, chunk=event.chunk, first_frame=event.first_frame
                     )
                 )
-            self._due = self._sent = None if event.kind in ("pause", "resume") else self._due
+            if event.kind in ("pause", "resume"):
+                self._due = self._sent = None
         elif isinstance(event, messages.DeadlineMissed):
             self._metrics.missed.inc()
             self.tell(protocol.DeadlineMissed(chunk=event.chunk, late_s=event.late_s))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from websockets.asyncio.client import connect
 
-from livereel.engine.serve import protocol
+from livereel.engine.serve import messages, protocol
 from livereel.engine.serve.client import AsyncStream, Refused
 from livereel.engine.serve.fake import FakeEngine, number_of
 
@@ -48,6 +48,16 @@ def test_pause_and_resume(live: Live) -> None:
             assert not late.done()
             await stream.resume()
             assert (await late).number == paused.first_frame
+            await asyncio.to_thread(live.call, frames_are_measured_but_for_pauses())
+
+    async def frames_are_measured_but_for_pauses() -> None:
+        (stream,) = live.server.streams._open.values()
+        before = stream._sent
+        told: tuple[tuple[messages.Kind, float | None], ...] = ("update", before), ("pause", None)
+        for kind, sent in told:
+            stream._note(messages.Applied(event_id="~", kind=kind, chunk=0, first_frame=0))
+            assert stream._sent == sent
+        assert before is not None
 
     run(work())
 
