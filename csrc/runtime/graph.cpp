@@ -96,6 +96,23 @@ std::string shown(at::IntArrayRef shape) {
   return text + ")";
 }
 
+// Throws Error(kPackage) unless tensors are as the manifest says that a graph's are.
+void check_tensors(const std::string& file, const char* verb, const std::vector<at::Tensor>& found,
+                   const std::vector<TensorSpec>& wanted) {
+  if (found.size() != wanted.size()) {
+    throw Error(Status::kPackage, file + verb + std::to_string(wanted.size()) + " tensors, got " +
+                                      std::to_string(found.size()));
+  }
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const TensorSpec& spec = wanted[i];
+    if (found[i].sizes() != at::IntArrayRef(spec.shape) ||
+        found[i].scalar_type() != type_of(spec.dtype)) {
+      throw Error(Status::kPackage, file + verb + spec.name + " of shape " + shown(spec.shape) +
+                                        ", got " + shown(found[i].sizes()));
+    }
+  }
+}
+
 Graph::Weights load_weights(const fs::path& path) {
   const MappedFile file(path);
   try {
@@ -147,23 +164,10 @@ Graph::Graph(Graph&&) noexcept = default;
 Graph& Graph::operator=(Graph&&) noexcept = default;
 
 std::vector<at::Tensor> Graph::operator()(std::vector<at::Tensor> inputs) const {
-  if (inputs.size() != spec_.inputs.size()) {
-    throw Error(Status::kArgument, spec_.file + " takes " + std::to_string(spec_.inputs.size()) +
-                                       " inputs, got " + std::to_string(inputs.size()));
-  }
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const TensorSpec& wanted = spec_.inputs[i];
-    if (inputs[i].sizes() != at::IntArrayRef(wanted.shape) ||
-        inputs[i].scalar_type() != type_of(wanted.dtype)) {
-      throw Error(Status::kArgument, spec_.file + " takes " + wanted.name + " of shape " +
-                                         shown(wanted.shape) + ", got " + shown(inputs[i].sizes()));
-    }
-    inputs[i] = inputs[i].contiguous();
-  }
+  check_tensors(spec_.file, " takes ", inputs, spec_.inputs);
+  for (at::Tensor& input : inputs) input = input.contiguous();
   std::vector<at::Tensor> outputs = loader_->boxed_run(std::move(inputs));
-  if (outputs.size() != spec_.outputs.size()) {
-    throw Error(Status::kPackage, spec_.file + " gave another number of outputs than it should");
-  }
+  check_tensors(spec_.file, " must give ", outputs, spec_.outputs);
   return outputs;
 }
 

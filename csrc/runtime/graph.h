@@ -35,7 +35,7 @@ class Graph {
   [[nodiscard]] const GraphSpec& spec() const noexcept { return spec_; }
 
   // Inputs in the manifest's order, outputs in the manifest's order and memory of their own. Throws
-  // Error(kArgument) for an input of another shape or dtype than the manifest says.
+  // Error(kPackage) for one of another shape or dtype than the manifest says.
   [[nodiscard]] std::vector<at::Tensor> operator()(std::vector<at::Tensor> inputs) const;
 
  private:

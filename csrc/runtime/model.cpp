@@ -31,7 +31,7 @@ Window window_of(const Recipe& recipe) {
 std::vector<std::string> graphs_of(const Manifest& manifest) {
   std::vector<std::string> names = {"text_kv", "denoise_first", "denoise", "vae_decode_first",
                                     "vae_decode"};
-  if (manifest.graphs.contains("vae_decode_one")) names.emplace_back("vae_decode_one");
+  if (manifest.stream.first_chunk_latents > 1) names.emplace_back("vae_decode_one");
   return names;
 }
 
@@ -70,8 +70,18 @@ void Model::check_graphs() const {
   check_names("denoise", denoise.inputs,
               {"latent", "timestep", "text_k", "text_v", "past_k", "past_v", "positions"}, false);
   check_names("denoise", denoise.outputs, {"flow", "k", "v"}, false);
-  check_names("vae_decode_first", manifest().graph("vae_decode_first").outputs, {"frames"}, true);
-  check_names("vae_decode", manifest().graph("vae_decode").outputs, {"frames"}, true);
+  const auto check_decoder = [&](const std::string& name, std::int64_t count, std::int64_t frames) {
+    const GraphSpec& graph = manifest().graph(name);
+    check_names(name, graph.inputs, {"latent"}, true);
+    check_names(name, graph.outputs, {"frames"}, true);
+    check_shape(name + "'s latent", graph.inputs[0].shape,
+                {1, latent.channels, count, latent.height, latent.width});
+    check_shape(name + "'s frames", graph.outputs[0].shape,
+                {1, 3, frames, stream.height, stream.width});
+  };
+  check_decoder("vae_decode_first", 1, 1);
+  check_decoder("vae_decode", stream.chunk_latents, stream.chunk_latents * latent.temporal_factor);
+  if (stream.first_chunk_latents > 1) check_decoder("vae_decode_one", 1, latent.temporal_factor);
   const auto latents = [&](std::int64_t frames) {
     const std::int64_t channels = latent.channels + stream.control_channels;
     return std::vector<std::int64_t>{1, channels, frames, latent.height, latent.width};

@@ -143,7 +143,21 @@ void wrong_packages(const Case& given) {
   try_with(manifest, changed(text, "\"chunk_latents\": 3", "\"chunk_latents\": 2"),
            LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"denoise\":", "\"denoised\":"), LIVEREEL_PACKAGE);
+  try_with(manifest, changed(text, "\"width\": 48", "\"width\": 8192"), LIVEREEL_PACKAGE);
+  try_with(manifest, changed(text, "\"height\": 32", "\"height\": 8192"), LIVEREEL_PACKAGE);
   expect(Case::open_at(copy.string(), given.prompt), LIVEREEL_OK);
+
+  // A manifest that agrees with itself, but not with its graphs, is found out by what they make.
+  std::string wider = changed(text, "\"width\": 48", "\"width\": 56");
+  for (std::size_t at = 0; (at = wider.find(" 48\n", at)) != std::string::npos; at += 4) {
+    wider.replace(at, 4, " 56\n");
+  }
+  write_file(manifest, wider);
+  livereel_stream* stream = nullptr;
+  livereel_chunk chunk{};
+  expect(livereel_open(copy.c_str(), &given.prompt, nullptr, &stream), LIVEREEL_OK);
+  expect(livereel_next(stream, &chunk), LIVEREEL_PACKAGE);
+  livereel_close(stream);
 }
 
 void wrong_tracks(livereel_stream* stream) {
