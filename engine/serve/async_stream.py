@@ -181,6 +181,8 @@ class AsyncStream:
             self._socket.transport.abort()
 
     async def _ask(self, message: protocol.Control) -> protocol.Applied:
+        if self._done:
+            raise self._over
         answer: asyncio.Future[protocol.Applied] = asyncio.get_running_loop().create_future()
         self._asked[message.event_id] = message, answer
         try:
@@ -190,6 +192,11 @@ class AsyncStream:
             raise LiveReelError("the server did not answer; is the stream being read?") from None
         finally:
             self._asked.pop(message.event_id, None)
+
+    @property
+    def _over(self) -> LiveReelError:
+        """Why a control is not answered any more."""
+        return self._failure or LiveReelError("the stream has ended")
 
     @property
     def _connected(self) -> ClientConnection:
@@ -208,16 +215,20 @@ class AsyncStream:
                 self._url, additional_headers=self._headers, compression=None, max_size=1 << 26
             )
             await self._socket.send(protocol.encode(self._request))
-            answer = protocol.decode_server(await self._socket.recv())
+            data = await self._socket.recv()
         except InvalidStatus as error:
             status = error.response.status_code
             raise LiveReelError(f"{self._url} refused the socket with status {status}") from error
         except (OSError, InvalidHandshake, InvalidURI, ConnectionClosed) as error:
             raise LiveReelError(f"{self._url} cannot be reached: {error}") from error
-        if isinstance(answer, protocol.Error):
+        answer = None
+        with contextlib.suppress(msgspec.MsgspecError):
+            answer = protocol.decode_server(data)
+        if not isinstance(answer, protocol.Created):
             await self._socket.close()
-            raise Refused(answer)
-        assert isinstance(answer, protocol.Created)
+            if isinstance(answer, protocol.Error):
+                raise Refused(answer)
+            raise LiveReelError(f"{self._url} does not answer as a server of streams does")
         self.created = answer
         self.lost += answer.lost
         self._acked = -1
@@ -240,11 +251,14 @@ class AsyncStream:
                     self._done = True
         except LiveReelError as error:
             self._failure = error
+        except Exception as error:  # whatever reading it came upon
+            self._failure = LiveReelError(f"the server sent what cannot be understood: {error}")
+            self._failure.__cause__ = error
         finally:
             self._done = True
             for _, answer in self._asked.values():
                 if not answer.done():
-                    answer.set_exception(self._failure or LiveReelError("the stream has ended"))
+                    answer.set_exception(self._over)
             self._wake.set()
 
     async def _return(self) -> None:
