@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import LiveReelError
+from ..errors import InputError, LiveReelError
 from . import images
+from .logs import log
 
 if TYPE_CHECKING:
     from .limits import Limits
@@ -59,13 +61,23 @@ class Feed:
             pictures = list(self._waiting)
             self._waiting.clear()
             try:
-                frames = await loop.run_in_executor(self._pool, self._decode, pictures)
-                # Answered between two passes; what comes meanwhile waits here.
-                await self._engine.push(self._opened.session, frames)
+                frames, bad = await loop.run_in_executor(self._pool, self._decode, pictures)
+                for reason in bad:
+                    self._refused(reason)
+                if frames:  # answered between two passes; what comes meanwhile waits here
+                    await self._engine.push(self._opened.session, frames)
             except LiveReelError as error:
                 self._refused(str(error))
+            except Exception:
+                log("pictures_lost", level=logging.ERROR, trace=True)
 
-    def _decode(self, pictures: list[bytes]) -> bytes:
+    def _decode(self, pictures: list[bytes]) -> tuple[bytes, list[str]]:
+        """The frames of those that can be read, and what is wrong with the others."""
         width, height = self._opened.width, self._opened.height
-        read = (images.read(picture, self._limits) for picture in pictures)
-        return b"".join(images.fit(image, width, height) for image in read)
+        frames, bad = [], []
+        for picture in pictures:
+            try:
+                frames.append(images.fit(images.read(picture, self._limits), width, height))
+            except InputError as error:
+                bad.append(str(error))
+        return b"".join(frames), bad

@@ -28,11 +28,15 @@ class Slow(FakeEngine):
         super().__init__()
         self.got: list[int] = []
         self.takes = asyncio.Event()
+        self.breaks = False
 
     async def push(self, session: str, frames: bytes) -> None:
         assert session == OPENED.session
         self.got += frames[:: WIDTH * HEIGHT * 3]
         await self.takes.wait()
+        if self.breaks:
+            self.breaks = False
+            raise RuntimeError("something nobody thought of")
 
 
 def gray(level: int, kind: str = "PNG", size: tuple[int, int] = (64, 32)) -> bytes:
@@ -84,5 +88,22 @@ def test_what_is_no_picture_is_told_and_the_next_one_is_taken() -> None:
         feed.push(gray(7, "WEBP"))
         await until(lambda: bool(engine.got))
         assert abs(engine.got[0] - 7) <= 2 and len(refused) == 3
+        for picture in (gray(20), b"no picture", gray(40)):  # taken together
+            feed.push(picture)
+        await until(lambda: len(engine.got) == 3)
+        assert engine.got[1:] == [20, 40] and len(refused) == 4
 
     run(body, pushed_pixels=10_000)
+
+
+def test_what_breaks_in_the_engine_costs_the_pictures_on_their_way_alone() -> None:
+    async def body(engine: Slow, feed: Feed, refused: list[str]) -> None:
+        engine.breaks = True
+        engine.takes.set()
+        feed.push(gray(1))
+        await until(lambda: not engine.breaks)
+        feed.push(gray(2))
+        await until(lambda: engine.got == [1, 2])
+        assert refused == []
+
+    run(body)
