@@ -188,9 +188,7 @@ class Videos:
         sink: FrameSink | None = None
         try:
             sink = open_sink(folder / "video.mp4", fps=order.fps)
-            done = await self._fill(order, sink)
-            if done < order.frames:
-                raise ResourceError(f"the clip ended after {done} of {order.frames} frames")
+            await self._fill(order, sink)
             await asyncio.to_thread(sink.close)
             sink = None
             self._set(order, status="completed", progress=100, completed_at=int(time.time()))
@@ -201,21 +199,24 @@ class Videos:
                 sink.abort()
             await self._engine.close(opened.session)
 
-    async def _fill(self, order: Order, sink: FrameSink) -> int:
-        """Write all frames that come; gives how many."""
-        done = 0
+    async def _fill(self, order: Order, sink: FrameSink) -> None:
+        """Write all frames. Raises `ResourceError` when fewer come, with the engine's last word."""
+        done, why = 0, ""
         events: AsyncIterator[messages.Event] = self._engine.events(self._session or "")
         async for event in events:
             if isinstance(event, messages.ChunkReady):
                 await asyncio.to_thread(sink.write, event.pixels)
-                done += event.count
+                done, why = done + event.count, ""
                 self._set(order, status="in_progress", progress=min(99, 100 * done // order.frames))
-            elif isinstance(event, messages.Failed) and not event.retryable:
-                raise ResourceError(event.message)
+            elif isinstance(event, messages.Failed):
+                why = f": {event.message}"
+                if not event.retryable:
+                    break
             elif isinstance(event, messages.Ended):
                 break
             del event  # its place in the ring is free again
-        return done
+        if done < order.frames:
+            raise ResourceError(f"the clip ended after {done} of {order.frames} frames{why}")
 
     async def _open(self, spec: messages.Spec) -> messages.Opened:
         """A session for the clip, when there is room."""

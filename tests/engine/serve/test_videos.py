@@ -176,3 +176,4 @@ def test_an_engine_that_fails_fails_the_clip(make_live: MakeLive) -> None:
     live.call(live.engine.fail(session, ends=True))
     failed = finished(live, job["id"], "failed")
     assert failed["error"]["code"] == "failed"
+    assert failed["error"]["message"].endswith("of 8000 frames: memory ran out")
