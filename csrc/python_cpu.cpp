@@ -50,6 +50,12 @@ class Tensor {
     return static_cast<std::size_t>(count);
   }
 
+  // Rows of `width` items. Raises a ValueError where a row has none.
+  [[nodiscard]] std::size_t rows(std::size_t width) const {
+    check(width > 0, "of rows with items in them");
+    return count() / width;
+  }
+
   // Whether the dims from `dim` on lie row-major without gaps.
   [[nodiscard]] bool dense(int dim = 0) const {
     std::ptrdiff_t wanted = 1;
@@ -84,7 +90,10 @@ class Tensor {
   }
 
  private:
-  [[nodiscard]] std::int32_t at(int dim) const { return dim < 0 ? tensor_->ndim + dim : dim; }
+  [[nodiscard]] std::int32_t at(int dim) const {
+    check(dim < tensor_->ndim && -dim <= tensor_->ndim, "of more dimensions");
+    return dim < 0 ? tensor_->ndim + dim : dim;
+  }
   [[nodiscard]] void* data() const {
     return static_cast<char*>(tensor_->data) + tensor_->byte_offset;
   }
@@ -113,7 +122,7 @@ cpu::PackedMatrix pack(const py::capsule& weights) {
 void linear(const py::capsule& x, const cpu::PackedMatrix& weights, const py::capsule& y,
             const Maybe& bias, bool gelu, const Maybe& residual, const Maybe& gate, int threads) {
   const Tensor from(x, "x"), to(y, "y");
-  const std::size_t rows = weights.depth() == 0 ? 0 : from.count() / weights.depth();
+  const std::size_t rows = from.rows(weights.depth());
   from.check(from.dense() && from.size(-1) == weights.depth() && weights.taps() == 1,
              "dense, as wide as the weights are deep");
   to.check(to.dense() && to.count() == rows * weights.outputs(), "dense, of x's rows");
@@ -127,7 +136,7 @@ void linear(const py::capsule& x, const cpu::PackedMatrix& weights, const py::ca
   }
   if (gate) {
     const Tensor gates(*gate, "gate");
-    const std::size_t count = gates.count() / weights.outputs();
+    const std::size_t count = gates.rows(weights.outputs());
     gates.check(gates.dense() && count > 0 && count * weights.outputs() == gates.count() &&
                     rows % count == 0,
                 "dense, as wide as y, its rows a part of those of y");
@@ -143,8 +152,8 @@ void linear(const py::capsule& x, const cpu::PackedMatrix& weights, const py::ca
 void layer_norm(const py::capsule& x, const py::capsule& scale, const py::capsule& shift,
                 const py::capsule& y, float offset, float eps, int threads) {
   const Tensor from(x, "x"), scales(scale, "scale"), shifts(shift, "shift"), to(y, "y");
-  const std::size_t width = from.size(-1), rows = from.count() / width;
-  const std::size_t gains = scales.count() / width;
+  const std::size_t width = from.size(-1), rows = from.rows(width);
+  const std::size_t gains = scales.rows(width);
   from.check(from.dense(), "dense");
   to.check(to.dense() && to.count() == from.count(), "dense, of the size of x");
   scales.check(scales.dense() && gains > 0 && gains * width == scales.count() && rows % gains == 0,
@@ -163,7 +172,7 @@ cpu::Rotation rotation_of(const py::capsule& cos, const py::capsule& sin, std::s
   cosines.check(cosines.dense() && cosines.count() > 0 && head % 2 == 0 && width % head == 0,
                 "dense [positions, ..., head], an even part of x's width");
   sines.check(sines.dense() && sines.count() == cosines.count(), "as large as cos");
-  return {cosines.floats(), sines.floats(), cosines.count() / head, head};
+  return {cosines.floats(), sines.floats(), cosines.rows(head), head};
 }
 
 // Dense, `count` halves, or null where there are none.
@@ -177,7 +186,7 @@ BFloat16* halves(const Maybe& capsule, const char* name, std::size_t count) {
 void rms_norm(const py::capsule& x, const py::capsule& gain, float eps, const py::capsule& y,
               int threads) {
   const Tensor from(x, "x");
-  const std::size_t width = from.size(-1), rows = from.count() / width;
+  const std::size_t width = from.size(-1), rows = from.rows(width);
   from.check(from.dense(), "dense");
   const cpu::NormRotate job{
       from.halves(),
@@ -193,8 +202,8 @@ void rms_norm(const py::capsule& x, const py::capsule& gain, float eps, const py
 void rotate(const py::capsule& x, const py::capsule& cos, const py::capsule& sin,
             const py::capsule& y, int threads) {
   const Tensor from(x, "x");
-  from.check(from.ndim() >= 2 && from.dense(), "dense [..., heads, head]");
-  const std::size_t width = from.size(-1) * from.size(-2), rows = from.count() / width;
+  from.check(from.dense(), "dense [..., heads, head]");
+  const std::size_t width = from.size(-1) * from.size(-2), rows = from.rows(width);
   const cpu::Rotation rotation = rotation_of(cos, sin, width);
   from.check(rotation.head == from.size(-1), "of heads as wide as cos");
   const cpu::NormRotate job{
@@ -294,8 +303,12 @@ void convolve(const py::capsule& x, const cpu::PackedMatrix& weights,
                "as deep as the weights");
   std::vector<cpu::Tap> places;
   for (const auto& [frame, row, column] : taps) {
-    padded.check(frame + target.size(0) <= from.frames && row + target.size(1) <= from.height &&
-                     column + target.size(2) <= from.width,
+    const auto fits = [](std::size_t tap, std::size_t side, std::size_t whole) {
+      return side <= whole && tap <= whole - side;
+    };
+    padded.check(fits(frame, target.size(0), from.frames) &&
+                     fits(row, target.size(1), from.height) &&
+                     fits(column, target.size(2), from.width),
                  "large enough for all taps");
     places.push_back({
         static_cast<std::ptrdiff_t>(frame),

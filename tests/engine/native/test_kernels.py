@@ -67,6 +67,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "another shift": (
         lambda: native.layer_norm(half(2, 4), full(1, 4), full(2, 4), half(2, 4), 0.0, 1e-6, 1),
         "as large as scale"),
+    "rows of nothing": (
+        lambda: native.layer_norm(half(2, 0), full(0), full(0), half(2, 0), 0.0, 1e-6, 1),
+        "of rows with items"),
+    "squares of nothing": (
+        lambda: native.rms_norm(half(2, 0), full(0), 1e-6, half(2, 0), 1), "of rows with items"),
+    "heads of nothing": (lambda: turn(full(2, 4), x=half(1, 1, 0)), "of rows with items"),
+    "no dimensions": (
+        lambda: native.rms_norm(half(), full(1), 1e-6, half(), 1), "of more dimensions"),
+    "a row without dimensions": (lambda: linear(half(), half(2, 4)), "of more dimensions"),
+    "an angle without dimensions": (lambda: turn(full()), "of more dimensions"),
     "a short gain": (lambda: native.rms_norm(half(2, 4), full(3), 1e-6, half(2, 4), 1), "gain"),
     "an odd head": (lambda: turn(full(2, 3), x=half(2, 1, 3)), "an even part of x's width"),
     "other sines": (lambda: turn(full(2, 1, 4), sin=full(1, 1, 4)), "as large as cos"),
@@ -75,6 +85,9 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no keys": (lambda: attend(half(3, 2, 4), half(0, 2, 4), half(0, 2, 4)), "must be a key"),
     "taps outside": (
         lambda: convolve(half(1, 1, 3, 2), PAIRS, half(1, 1, 3, 4)), "large enough for all taps"),
+    "taps far outside": (
+        lambda: convolve(half(1, 1, 4, 2), [(0, 0, 0), (0, 0, 2**64 - 3)], half(1, 1, 3, 4)),
+        "large enough for all taps"),
     "other channels": (
         lambda: convolve(half(1, 1, 4, 6), PAIRS, half(1, 1, 3, 4)), "as deep as the weights"),
     "no room": (
