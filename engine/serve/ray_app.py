@@ -30,7 +30,7 @@ from ray.serve.config import (
 )
 
 from ..errors import ResourceError
-from . import logs
+from . import heap, logs
 from .app import Server, make_app
 from .engine_process import EngineProcess
 from .limits import Limits
@@ -119,6 +119,7 @@ class Front:
 
     def __init__(self, engines: Any, settings: Settings, key: str | None) -> None:
         logs.to_stderr()
+        heap.keep_compact()
         guard = Guard(
             host=settings.host,
             key=key or os.environ.get(KEY) or None,
