@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 PROMPT = "a large red circle moving right on a white background"
 GOAL_S = 20.0
 TOTAL = "cold process to first frame, s"
-_INSIDE = "interpreter, imports, weights, text, passes, VAE, conversion; not encode"
 OURS, DIFFUSERS = "livereel", "diffusers"
+_INSIDE = "interpreter, imports, weights, text, {}, VAE, conversion; not encode"
+_MADE = {OURS: "a first chunk's passes", DIFFUSERS: "the passes of a clip of the window's length"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,9 @@ def measure(
             seen[one.by].append(_stages(asked, fresh(one.arguments())))
     figures, notes = {}, []
     for by, (before, *timed) in seen.items():
-        own = f"{by}: " if baseline else ""
         for name in before:
-            figures[own + name] = Spread.of([run[name] for run in timed])
-        notes.append(f"{own}the process before these: {before[TOTAL]:.2f} s to its first frame")
+            figures[f"{by}: {name}"] = Spread.of([run[name] for run in timed])
+        notes.append(f"{by}: the process before these: {before[TOTAL]:.2f} s to its first frame")
     ours, *theirs = ([run[TOTAL] for run in timed[1:]] for timed in seen.values())
     kernels = "an empty kernel cache" if startup.empty_cache else "kernels as they were cached"
     total = Spread.of(ours)
@@ -95,7 +95,7 @@ def measure(
             )
             for other in theirs
         },
-        contents={TOTAL: _INSIDE},
+        contents={by: _INSIDE.format(_MADE[by]) for by in seen},
         notes=notes,
         goals=[Goal(what=f"{TOTAL}:", value=total.median, bound=GOAL_S, at_least=False)],
         setup={"what": "startup", "model": Path(startup.model).name, "dtype": startup.dtype,
@@ -125,13 +125,7 @@ def probe(startup: Startup, clock: Callable[[], float] = time.monotonic) -> dict
     engine = Engine.load(startup.model, device=startup.device, dtype=startup.dtype)
     loaded = clock()
     next(iter(engine.open(PROMPT, seed=0)))
-    return {
-        "begun": begun,
-        "imported": imported,
-        "loaded": loaded,
-        "shown": clock(),
-        "peak": machine.peak_memory(),
-    }
+    return _moments(begun=begun, imported=imported, loaded=loaded, shown=clock())
 
 
 def probe_diffusers(
@@ -165,13 +159,11 @@ def probe_diffusers(
         max_sequence_length=stream.max_sequence_length, output_type="np",
     ).frames[0]  # fmt: skip
     (video * 255.0).round().astype("uint8")
-    return {
-        "begun": begun,
-        "imported": imported,
-        "loaded": loaded,
-        "shown": clock(),
-        "peak": machine.peak_memory(),
-    }
+    return _moments(begun=begun, imported=imported, loaded=loaded, shown=clock())
+
+
+def _moments(**moments: float) -> dict[str, float | None]:
+    return {**moments, "peak": machine.peak_memory()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@
 # stream is Wan 1.3B with random weights on each road, in bfloat16 and in fp8; cogvideox decodes 49
 # frames by its VAE, beside diffusers where that is installed. The rest, which run when they are
 # named, measure what is aimed at on one H200: targets streams and the VAE, clip a whole clip of 50
-# steps beside diffusers compiled, startup cold processes from the local disk, 15 GB of which they
-# take; each figure's ratio to its target is printed at the end.
+# steps beside diffusers compiled, startup cold processes whose files, 15 GB on the local disk, lie
+# in the system's cache; each figure's ratio to its target is printed at the end.
 #
 # Without a stage's flag all others run; each stands alone, so that a short call can be filled. No
 # network is used: what is needed beside torch and Triton (scikit-build-core, pybind11, ninja,

@@ -28,14 +28,14 @@ def test_stages_and_medians_are_exact_and_the_first_process_is_apart() -> None:
 
     section = measure(Startup(model="here"), runs=3, fresh=fresh, clock=lambda: now)
     assert section.figures == {
-        "interpreter, s": Spread(0.5, 0.5, 0.5),
-        "imports, s": Spread(2.0, 2.0, 2.0),
-        "load, s": Spread(2.0, 1.5, 2.5),
-        "first chunk, s": Spread(0.25, 0.25, 0.25),
-        TOTAL: Spread(4.75, 4.25, 5.25),
-        "peak memory, GB": Spread(2.0, 2.0, 2.0),
+        "livereel: interpreter, s": Spread(0.5, 0.5, 0.5),
+        "livereel: imports, s": Spread(2.0, 2.0, 2.0),
+        "livereel: load, s": Spread(2.0, 1.5, 2.5),
+        "livereel: first chunk, s": Spread(0.25, 0.25, 0.25),
+        f"livereel: {TOTAL}": Spread(4.75, 4.25, 5.25),
+        "livereel: peak memory, GB": Spread(2.0, 2.0, 2.0),
     }
-    assert section.notes == ["the process before these: 11.75 s to its first frame"]
+    assert section.notes == ["livereel: the process before these: 11.75 s to its first frame"]
     assert [goal.met for goal in section.goals] == [True]
     assert len(asked) == 4 and "--model=here" in asked[0]
 
@@ -57,6 +57,8 @@ def test_diffusers_takes_turns_with_ours() -> None:
     assert section.figures[f"livereel: {TOTAL}"] == Spread(1.0, 1.0, 1.0)
     assert section.figures[f"diffusers: {TOTAL}"] == Spread(3.0, 3.0, 3.0)
     assert section.goals[0].value == 1.0 and len(section.notes) == 2
+    assert "a first chunk's passes" in section.contents[ours]
+    assert "a clip of the window's length" in section.contents[theirs]
 
 
 def test_a_process_reads_what_it_is_told(
@@ -82,8 +84,8 @@ def test_a_process_reads_what_it_is_told(
 def test_the_demo_starts() -> None:
     section = measure(Startup(), runs=1)
     stages = {name: spread.median for name, spread in section.figures.items()}
-    memory = stages.pop("peak memory, GB")
-    total = stages.pop(TOTAL)
+    memory = stages.pop("livereel: peak memory, GB")
+    total = stages.pop(f"livereel: {TOTAL}")
     assert all(seconds > 0 for seconds in stages.values()) and memory > 0.05
     assert total == pytest.approx(sum(stages.values()))
 
