@@ -92,10 +92,14 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Section:  # fmt: skip
     """Ours and the baselines, in turns. Raises `InputError` for a baseline or a length that there
-    is none of, `DifferError` where fp32 frames differ."""
+    is none of, and for a tiny decoder beside a baseline's full VAE, `DifferError` where fp32 frames
+    differ."""
     for name in baselines:
         if name not in BASELINES:
             raise InputError(f"unknown baseline {name!r:.40}; known are {', '.join(BASELINES)}")
+    if baselines and subject.decoder == "tiny":
+        raise InputError("a tiny decoder makes other frames than the baselines' full VAE: take "
+                         "--decoder full, or --baseline none")  # fmt: skip
     runner = subject.runner
     factor = runner.vae.temporal_factor
     if clip.frames % factor != 1:
@@ -156,8 +160,6 @@ def _turn(subject: Subject, contender: Ours | Diffusers, steps: int) -> Callable
 
 def _agreement(subject: Subject, trials: Mapping[str, Frames]) -> list[str]:
     """How near ours are to each baseline's frames."""
-    if subject.decoder == "tiny":
-        return ["a tiny decoder makes other frames; diffusers' are the full VAE's"]
     (_, made), *others = trials.items()
     notes = []
     for name, theirs in others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,8 @@ def test_what_cannot_be_compared_is_not(small: Small, monkeypatch: pytest.Monkey
         measure(found, [], clip(frames=4), runs=1, top=TOP)
     with pytest.raises(InputError, match="unknown baseline 'loop'"):
         measure(found, ["loop"], clip(), runs=1, top=TOP)
+    with pytest.raises(InputError, match="take --decoder full, or --baseline none"):
+        measure(replace(found, decoder="tiny"), ["diffusers"], clip(), runs=1, top=TOP)
     monkeypatch.setattr(bench_clip, "LEAST_DB", 1000.0)
     with pytest.raises(DifferError, match="so no speed is reported"):
         measure(found, ["diffusers"], clip(), runs=1, top=TOP)
