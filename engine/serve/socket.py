@@ -139,6 +139,9 @@ async def _receive(socket: WebSocket) -> protocol.ClientMessage | bytes:
     text = event.get("text")
     if text is None:
         picture: bytes = event["bytes"]
+        if len(picture) > protocol.MAX_PICTURE_BYTES:
+            most = f"a picture has at most {protocol.MAX_PICTURE_BYTES:,} bytes"
+            raise _refusal("too_big", most, Close.TOO_BIG)
         return picture
     if len(text.encode()) > protocol.MAX_TEXT_BYTES:
         most = f"a text frame has at most {protocol.MAX_TEXT_BYTES:,} bytes"

@@ -9,13 +9,13 @@ import socket as sockets
 import threading
 import time
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from websockets.asyncio.client import connect
 
 from livereel.engine.errors import LiveReelError
-from livereel.engine.serve import messages, protocol
+from livereel.engine.serve import messages, protocol, socket
 from livereel.engine.serve.client import AsyncStream, Refused, Stream
 from livereel.engine.serve.fake import FakeEngine, number_of
 from livereel.engine.serve.limits import Limits
@@ -23,6 +23,9 @@ from livereel.engine.serve.protocol import Close
 
 from .conftest import Live, MakeLive
 from .talk import RED, aiter_, anext_, comes_to_hold, everything, hear, run, say, settled, shows
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
 
 
 def test_the_stream_without_asyncio(live: Live) -> None:
@@ -215,6 +218,17 @@ def test_what_breaks_the_rules_ends_the_socket(live: Live, text: str, code: int)
 
     run(work())
     assert settled(live, 0)
+
+
+def test_a_picture_is_bounded_where_no_server_in_front_bounds_it() -> None:
+    class Passed:
+        async def receive(self) -> dict[str, Any]:
+            most = protocol.MAX_PICTURE_BYTES
+            return {"type": "websocket.receive", "bytes": bytes(most + 1)}
+
+    with pytest.raises(socket._Refused, match="at most 1,048,576 bytes") as refused:
+        asyncio.run(socket._receive(cast("WebSocket", Passed())))
+    assert refused.value.code == Close.TOO_BIG
 
 
 def test_a_socket_that_says_nothing_is_closed(make_live: MakeLive) -> None:
