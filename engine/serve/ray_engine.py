@@ -225,7 +225,9 @@ class RayEngine:
         try:
             answer = await handle.remote(placed.replica, placed.opened.session, *values)
         except Exception as error:  # Ray has many names for a replica that is not there
-            answer = Refusal(code="elsewhere", message=str(error))
+            log("replica_unreachable", level=logging.WARNING, error=str(error))
+            message = "the session's replica cannot be reached"
+            answer = Refusal(code="elsewhere", message=message)
         if isinstance(answer, Refusal) and answer.code == "elsewhere" and session.placed is placed:
             session.there.clear()
             session.left.set()

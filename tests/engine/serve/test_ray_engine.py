@@ -278,6 +278,19 @@ def test_a_session_that_finds_no_replica_any_more_ends(monkeypatch: pytest.Monke
     run(test, "a", "b", "c")
 
 
+def test_what_ray_says_of_a_failed_call_is_not_for_the_client() -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError('Traceback\n  File "/home/somebody/engine.py"')
+
+    async def test(cluster: Cluster, engine: RayEngine) -> None:
+        opened = await engine.open(Spec(prompt="red"))
+        cluster.replicas["a"].control = broken  # type: ignore[assignment]
+        with pytest.raises(InputError, match=r"^the session's replica cannot be reached$"):
+            await engine.control(opened.session, Update(event_id="a", prompt="blue"))
+
+    run(test, "a")
+
+
 def test_a_drain_gives_snapshots_to_go_on_from() -> None:
     async def test(cluster: Cluster, engine: RayEngine) -> None:
         opened = await engine.open(Spec(prompt="red"))
