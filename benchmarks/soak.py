@@ -5,8 +5,9 @@
 A few clients open streams, change them, pause, cut their connection and come back, vanish, and
 begin anew. Every few seconds the memory and the open files of the server's and the engine's
 processes are noted, and the machine's load, since other work may run on it. Reported is the slope
-of memory after the warm-up, in MB a minute, and how many files are open before and after; the exit
-code is 1 when memory grew by `MOST_MB` a minute or more, files are left, or a client met an error.
+of memory after the warm-up, in MB a minute, how many files are open before and after, and how many
+streams were refused; the exit code is 1 when memory grew by `MOST_MB` a minute or more, files are
+left, a client met an error, or most streams were refused.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples, did = asyncio.run(_soak(server, options))
         after = server.usage()
     steady = [sample for sample in samples if sample.at_s >= WARM_UP * 60 * options.minutes]
+    refused = sum(count for name, count in did.items() if name.startswith("refused"))
+    asked = did["streams"] + refused
     figures = {
+        "opens": asked,
+        "opens_refused": refused,
         "server_mb_per_minute": round(slope(steady, "server_mb"), 4),
         "engine_mb_per_minute": round(slope(steady, "engine_mb"), 4),
         "server_files_before": before.files,
@@ -95,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     grew = max(figures["server_mb_per_minute"], figures["engine_mb_per_minute"]) >= MOST_MB
     left = after.files > before.files or after.engine_files > before.engine_files
     failed = any(name.startswith("failed") for name in did)
-    return int(grew or left or failed)
+    mostly = 2 * refused > asked
+    if mostly:
+        print(f"soak: {refused} of {asked} opens were refused, so this tells little: ask for fewer "
+              "--streams or a lower --fps", file=sys.stderr)  # fmt: skip
+    return int(grew or left or failed or mostly)
 
 
 def slope(samples: Sequence[Sample], name: str) -> float:

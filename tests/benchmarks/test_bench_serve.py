@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from livereel.benchmarks import bench_serve, soak
 from livereel.benchmarks.bench_serve import Row
+from livereel.benchmarks.served import Usage
 from livereel.benchmarks.soak import Sample
 
 ROW = Row(
@@ -36,6 +41,27 @@ def test_a_slope_is_a_minutes_growth() -> None:
     assert soak.slope(samples, "server_mb") == pytest.approx(3.0)
     assert soak.slope(samples, "engine_mb") == 0.0
     assert soak.slope(samples[:1], "server_mb") == 0.0
+
+
+@pytest.mark.parametrize(("refused", "code"), [(3, 0), (4, 1)])
+def test_a_soak_of_refusals_is_none(
+    refused: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = Usage(1.0, 1.0, 1, 1, 9, 9)
+
+    async def soaked(*_: object) -> tuple[list[Sample], Counter[str]]:
+        return [], Counter({"streams": 3, "refused: busy": refused})
+
+    @contextmanager
+    def served(_: str) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(usage=lambda: usage)
+
+    monkeypatch.setattr(soak, "_soak", soaked)
+    monkeypatch.setattr(soak, "Served", served)
+    assert soak.main([]) == code
+    said = capsys.readouterr()
+    assert f"opens_refused          {refused}\n" in said.out
+    assert ("4 of 7 opens were refused" in said.err) == bool(code)
 
 
 @pytest.mark.slow
