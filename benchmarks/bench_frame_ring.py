@@ -25,6 +25,7 @@ for number in range(int(sys.argv[2])):
     frame = ring.read(timeout=60)
     assert frame.tag == number
     np.asarray(frame)[:, 0].sum()
+print("done", flush=True)
 """
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(width: int, height: int, *, frames: int, slots: int) -> float:
-    """Frames of that size a second, from the reader's first to the writer's last."""
+    """Frames of that size a second, from the first that is written to the last that was read."""
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     ring = FrameRing.create(slots=slots, slot_bytes=frame.size, drop_oldest=False)
     command = [sys.executable, "-c", _READER, str(ring.fileno()), str(frames)]
@@ -51,7 +52,7 @@ def measure(width: int, height: int, *, frames: int, slots: int) -> float:
         for number in range(frames):
             if not ring.write(frame, tag=number, timeout=60):
                 raise SystemExit("the reader does not read")
-        if reader.wait() != 0:
+        if not reader.stdout.readline():
             raise SystemExit("the reader failed")
         return frames / (time.perf_counter() - start)
 
