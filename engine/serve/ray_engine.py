@@ -212,7 +212,12 @@ class RayEngine:
     async def _place(self, spec: Spec) -> tuple[Any, Placed]:
         """Open a session on the replica that has the fewest. Raises what that one raises."""
         stream = self._handle.options(stream=True).play.remote(spec)
-        first: Item = await stream.__anext__()
+        try:
+            first: Item = await stream.__anext__()
+        except BaseException:  # nobody would hear of a session that is opened yet
+            with contextlib.suppress(Exception):
+                stream.cancel()
+            raise
         if isinstance(first, Refusal):
             raise first.error
         assert isinstance(first, Placed)

@@ -33,6 +33,7 @@ class Cluster:
     def __init__(self) -> None:
         self.replicas: dict[str, Replica] = {}
         self.dead: set[str] = set()
+        self.cancelled = 0
 
     async def add(self, name: str) -> None:
         self.replicas[name] = Replica(FakeEngine(chunk_s=0.01, hurry=True), name)
@@ -93,6 +94,7 @@ class Streamed:
 
     def cancel(self) -> None:
         """As Serve does, if it can."""
+        self.cluster.cancelled += 1
 
 
 def run(test: Callable[[Cluster, RayEngine], Awaitable[None]], *names: str) -> None:
@@ -276,6 +278,21 @@ def test_a_session_that_finds_no_replica_any_more_ends(monkeypatch: pytest.Monke
         assert rest[-1] == Ended(reason="failed")
 
     run(test, "a", "b", "c")
+
+
+def test_a_placement_that_takes_too_long_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "_OPEN_S", 0.05)
+
+    async def forever(spec: Spec) -> Any:
+        await asyncio.Event().wait()
+
+    async def test(cluster: Cluster, engine: RayEngine) -> None:
+        monkeypatch.setattr(cluster.replicas["a"]._engine, "open", forever)
+        with pytest.raises(Busy):
+            await engine.open(Spec(prompt="red"))
+        assert cluster.cancelled == 1
+
+    run(test, "a")
 
 
 def test_what_ray_says_of_a_failed_call_is_not_for_the_client() -> None:
