@@ -1,7 +1,8 @@
-#include <cstring>
 #include <new>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "livereel/livereel.h"
 #include "livereel/stream.h"
@@ -99,11 +100,8 @@ livereel_status livereel_restore(const char* package, const uint8_t* snapshot, s
   return guarded([&] {
     want("package, snapshot, stream", package, snapshot, stream);
     *stream = nullptr;
-    // A copy lies at an even address, as the tensors in it must.
-    std::vector<std::byte> bytes(size);
-    if (size > 0) std::memcpy(bytes.data(), snapshot, size);
-    *stream = new livereel_stream{
-        livereel::Stream(package, std::span<const std::byte>(bytes), options_of(options)), {}, {}};
+    const auto bytes = std::as_bytes(std::span(snapshot, size));
+    *stream = new livereel_stream{livereel::Stream(package, bytes, options_of(options)), {}, {}};
   });
 }
 

@@ -13,7 +13,8 @@
 
 namespace livereel {
 
-// One tensor: its dtype as the format names it ("F32"), shape, and bytes in row-major order.
+// One tensor: its dtype as the format names it ("F32"), shape, and bytes in row-major order, which
+// may lie at any address: they are to be copied before they are numbers.
 struct TensorView {
   std::string dtype;
   std::vector<std::int64_t> shape;
@@ -31,8 +32,7 @@ struct Safetensors {
 inline constexpr std::size_t kMaxHeader = std::size_t{16} << 20;
 
 // Reads a file's bytes, to which the views point. Throws Error(kPackage) unless every tensor has a
-// known dtype and lies within the file, at a multiple of its items' width, just as long as its
-// shape says, and none lies on another.
+// known dtype and lies within the file, just as long as its shape says, and none lies on another.
 Safetensors read_safetensors(std::span<const std::byte> bytes);
 
 // The bytes of a file with these tensors; what the views point to is copied.
