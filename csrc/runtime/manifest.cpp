@@ -37,16 +37,18 @@ std::vector<double> numbers(const Json& json, std::string_view key) {
 // One to four names with slashes between them, none of which leads out of the folder.
 std::string checked_path(const std::string& path) {
   constexpr std::string_view kLetters =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
-  const bool known = path.find_first_not_of(std::string(kLetters) + "./") == std::string::npos;
-  bool names = true;
-  for (std::size_t i = 0; i <= path.size(); ++i) {
-    const bool begins = i == 0 || path[i - 1] == '/';
-    if (begins && (i == path.size() || kLetters.find(path[i]) == std::string_view::npos))
-      names = false;
+      ".abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+  constexpr std::ptrdiff_t kMostNames = 4;
+  constexpr std::size_t kMostLetters = 100;  // of a name
+  bool fits = std::ranges::count(path, '/') < kMostNames;
+  for (std::size_t at = 0; fits && at <= path.size();) {
+    const std::string_view rest = std::string_view(path).substr(at);
+    const std::string_view name = rest.substr(0, rest.find('/'));
+    fits = !name.empty() && name.size() <= kMostLetters && name[0] != '.' &&
+           name.find_first_not_of(kLetters) == std::string_view::npos;
+    at += name.size() + 1;
   }
-  if (!known || !names || path.size() > 400)
-    refuse("a file's name cannot be " + path.substr(0, 80));
+  if (!fits) refuse("a file's name cannot be " + path.substr(0, 80));
   return path;
 }
 

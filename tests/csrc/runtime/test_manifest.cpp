@@ -54,10 +54,19 @@ int main() {
   check(Status::kPackage, "[0, 0.5]", "[0]");
   check(Status::kPackage, "[1, 2, 3, 16, 16]", "[1099511627776, 2, 3, 16, 16]");
   check(Status::kPackage, "[1, 2, 3, 16, 16]", "[-1]");
-  for (const char* path :
-       {"../x", "/etc/passwd", "graphs//x", "graphs/..", "", "a/", ".a", "a b"}) {
-    check(Status::kPackage, R"("files": {"graphs/denoise.pt2")",
-          R"("files": {")" + std::string(path) + "\"");
+  const std::string most(100, 'a');
+  const auto with_file = [&](const std::string& path) {
+    const std::string spec = R"(": {"bytes": 1, "sha256": ""}, )";
+    return changed(livereel::manifest_text("x"), R"("files": {)", R"("files": {")" + path + spec);
+  };
+  for (const std::string& path :
+       {std::string("../x"), std::string("/etc/passwd"), std::string("graphs//x"),
+        std::string("graphs/.."), std::string(), std::string("a/"), std::string(".a"),
+        std::string("a b"), std::string("a/b/c/d/e"), most + "a", "a/" + most + "a"}) {
+    CHECK(refused(Status::kPackage, [&] { return livereel::read_manifest(with_file(path)); }));
+  }
+  for (const std::string& path : {std::string("a/b/c/d"), most + "/" + most}) {
+    CHECK(livereel::read_manifest(with_file(path)).files.contains(path));
   }
   check(Status::kPackage, R"("files": {"graphs/denoise.pt2")", R"("files": {"other")");
   return 0;
