@@ -1,9 +1,10 @@
 /* LiveReel's C interface: endless video from a package that `livereel export --format aoti` wrote.
  *
  * Functions give a livereel_status; livereel_last_error() says in a sentence what went wrong in the
- * calling thread's last call. No exception leaves them. A stream may be used from any thread:
- * livereel_update and livereel_control take hold at the next chunk's edge, the others wait for the
- * chunk in the making.
+ * calling thread's last call that failed. No exception leaves them. A stream may be used from any
+ * thread: livereel_update and livereel_control take hold at the next chunk's edge, the others wait
+ * for the chunk in the making. Of livereel_next only one thread at a time may be in a call or use
+ * what it gave, and so of livereel_snapshot: the next call writes to the same memory.
  * Whoever closes a stream sees to it that nobody else is in a call on it.
  */
 #ifndef LIVEREEL_LIVEREEL_H
@@ -98,8 +99,9 @@ LIVEREEL_API livereel_status livereel_update(livereel_stream* stream,
 LIVEREEL_API livereel_status livereel_control(livereel_stream* stream,
                                               const livereel_position* track, int64_t count);
 
-/* All that the next chunk depends on. The memory is the stream's and stays as it is until the next
- * call of livereel_snapshot or livereel_close. */
+/* All that the next chunk depends on, but for what livereel_update and livereel_control have left
+ * for it. The memory is the stream's and stays as it is until the next call of livereel_snapshot or
+ * livereel_close. */
 LIVEREEL_API livereel_status livereel_snapshot(livereel_stream* stream, const uint8_t** snapshot,
                                                size_t* size);
 

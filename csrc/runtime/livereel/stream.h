@@ -52,7 +52,8 @@ struct Chunk {
 // and take hold at the next chunk's edge; the others wait for the chunk in the making.
 class LIVEREEL_API Stream {
  public:
-  // Opens and checks a package, loads its graphs; nothing is computed yet.
+  // Opens and checks a package, loads its graphs and computes the prompt's keys and values; no
+  // frame is made yet.
   Stream(const std::filesystem::path& package, const Embeds& prompt, const Options& options = {});
 
   // Goes on, bitwise, where `snapshot` was taken; only `unpack_to` of the options is heeded.
@@ -79,7 +80,7 @@ class LIVEREEL_API Stream {
   // no control.
   void control(std::span<const Position> track);
 
-  // All that the next chunk depends on.
+  // All that the next chunk depends on, but for what `update` and `control` have left for it.
   [[nodiscard]] std::vector<std::byte> snapshot() const;
 
   [[nodiscard]] double fps() const noexcept;
