@@ -29,8 +29,11 @@ class PrivateFolder {
   explicit PrivateFolder(const fs::path& parent) {
     std::error_code error;
     const fs::path in = parent.empty() ? fs::temp_directory_path(error) : parent;
+    if (error) {
+      throw Error(Status::kFile, "there is no folder for temporary files: " + error.message());
+    }
     std::string name = (in / "livereel-XXXXXX").string();
-    if (error || mkdtemp(name.data()) == nullptr) {
+    if (mkdtemp(name.data()) == nullptr) {
       throw Error(Status::kFile, "no folder can be made in " + in.string() +
                                      " to unpack graphs to: " + error_text(errno));
     }
@@ -62,7 +65,8 @@ void unpack(const fs::path& file, const fs::path& folder) {
   for (const std::string& name : reader.getAllRecords()) {
     if (!stays_inside(name)) throw Error(Status::kPackage, file.string() + " names files outside");
     const fs::path path = folder / file.stem() / name;
-    fs::create_directories(path.parent_path());
+    std::error_code ignored;  // what cannot be made cannot be written to either
+    fs::create_directories(path.parent_path(), ignored);
     const auto [data, size] = reader.getRecord(name);
     std::ofstream out(path, std::ios::binary);
     out.write(static_cast<const char*>(data.get()), static_cast<std::streamsize>(size));

@@ -114,6 +114,10 @@ void wrong_options(const Case& given) {
   options.steps = 0;
   options.unpack_to = "/nonexistent/folder";
   expect(given.open(given.prompt, &options), LIVEREEL_FILE);
+  setenv("TMPDIR", given.file.c_str(), 1);
+  expect(given.open(given.prompt), LIVEREEL_FILE);
+  CHECK(std::strstr(livereel_last_error(), "temporary files") != nullptr);
+  unsetenv("TMPDIR");
 }
 
 void wrong_packages(const Case& given) {
@@ -194,10 +198,11 @@ void wrong_snapshots(const Case& given) {
   livereel_close(stream);
 
   const auto restore = [&](const std::string& bytes) {
+    const std::string odd = "x" + bytes;  // a snapshot may lie at any address
+    const auto* const at = reinterpret_cast<const std::uint8_t*>(odd.data()) + 1;
     livereel_stream* restored = nullptr;
     const livereel_status status =
-        livereel_restore(given.package.c_str(), reinterpret_cast<const std::uint8_t*>(bytes.data()),
-                         bytes.size(), nullptr, &restored);
+        livereel_restore(given.package.c_str(), at, bytes.size(), nullptr, &restored);
     livereel_close(restored);
     return status;
   };
