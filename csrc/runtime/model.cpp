@@ -21,8 +21,10 @@
 namespace livereel {
 namespace {
 
-constexpr std::int64_t kMaxChunks = std::int64_t{1} << 54;  // 64 latent frames each: below 2^61
-constexpr std::int64_t kMaxState = std::int64_t{1} << 32;   // numbers in the ring
+// Each of at most 64 latent frames, which stand for at most 2^20 frames: below 2^62 of them.
+constexpr std::int64_t kMaxChunks = std::int64_t{1} << 35;
+constexpr std::int64_t kMaxFrames = std::int64_t{1} << 62;
+constexpr std::int64_t kMaxState = std::int64_t{1} << 32;  // numbers in the ring
 
 Window window_of(const Recipe& recipe) {
   return {recipe.sinks, recipe.window, recipe.chunk_latents, recipe.anchors, recipe.anchor_every};
@@ -76,7 +78,7 @@ void Model::check_graphs() const {
     check_names(name, graph.outputs, {"frames"}, true);
     check_shape(name + "'s latent", graph.inputs[0].shape,
                 {1, latent.channels, count, latent.height, latent.width});
-    check_shape(name + "'s frames", graph.outputs[0].shape,
+    check_shape(name + "'s output", graph.outputs[0].shape,
                 {1, 3, frames, stream.height, stream.width});
   };
   check_decoder("vae_decode_first", 1, 1);
@@ -147,11 +149,15 @@ State Model::begin(std::uint64_t seed, std::int64_t steps) const {
   state.seed = seed;
   state.steps = steps == 0 ? all : steps;
   static_cast<void>(Solver(manifest().stream, state.steps));
+  state.ring_k = at::zeros(ring_shape(), at::kFloat);
+  state.ring_v = at::zeros(ring_shape(), at::kFloat);
+  return state;
+}
+
+std::vector<std::int64_t> Model::ring_shape() const {
   std::vector<std::int64_t> shape = manifest().graph("denoise").outputs[1].shape;
   shape[1] = window_.slots();
-  state.ring_k = at::zeros(shape, at::kFloat);
-  state.ring_v = at::zeros(shape, at::kFloat);
-  return state;
+  return shape;
 }
 
 void Model::check(const State& state) const {
@@ -165,10 +171,9 @@ void Model::check(const State& state) const {
   if (state.steps < 1 || state.steps > std::ssize(manifest().stream.timesteps)) {
     throw Error(Status::kPackage, "the snapshot has another number of steps than this package's");
   }
-  const State fresh = begin(state.seed, state.steps);
   wants("text", state.text, {1, manifest().stream.max_sequence_length, latent.text_width});
-  wants("ring.k", state.ring_k, fresh.ring_k.sizes());
-  wants("ring.v", state.ring_v, fresh.ring_v.sizes());
+  wants("ring.k", state.ring_k, ring_shape());
+  wants("ring.v", state.ring_v, ring_shape());
   if (state.chunk < 0 || state.chunk > kMaxChunks) {
     throw Error(Status::kPackage, "the snapshot counts more chunks than a stream can have");
   }
@@ -205,7 +210,7 @@ void Model::check_track(const State& state) const {
   const auto inside = [&] {
     return (track.isnan() | ((track >= 0) & (track <= 1))).all().item<bool>();
   };
-  if (!shaped || !inside() || state.track_at < 1 || state.track_at > kMaxChunks) {
+  if (!shaped || !inside() || state.track_at < 1 || state.track_at > kMaxFrames) {
     throw Error(Status::kPackage, "the snapshot's track cannot be followed");
   }
 }
