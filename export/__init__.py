@@ -6,19 +6,19 @@ all state goes in and comes out. Nor do they draw noise or know about prompts' c
 seeds; that is the loop below. Batches are 1, shapes fixed. Latents, flow and frames are float32;
 text, keys, values and caches have the manifest's dtype.
 
-Letters: C latent channels, H W latent height and width, T `chunk_latents`, T1
-`first_chunk_latents`, S `latent.past`, L `max_sequence_length`, D `latent.text_width`, n tokens a
-latent frame, h heads, d head width. A latent frame stands for `temporal_factor` (4) frames, a
-stream's first one for 1.
+Letters: C latent channels, Cc `control_channels` (0 where the recipe has none), H W latent height
+and width, T `chunk_latents`, T1 `first_chunk_latents`, S `latent.past`, L `max_sequence_length`,
+D `latent.text_width`, n tokens a latent frame, h heads, d head width. A latent frame stands for
+`temporal_factor` (4) frames, a stream's first one for 1.
 
     text_encode       tokens [1,L] int64, mask [1,L] int64 (1 for a prompt's own tokens)
                       -> text [1,L,D]
     text_kv           text -> text_k, text_v [layers,L,h,d]: once for each prompt
-    denoise_first     latent [1,C,T1,H,W], timestep [1] on 0..1000, text_k, text_v
-                      -> flow like latent, k, v [layers,T1,n,h,d]
-    denoise           latent [1,C,T,H,W], timestep [1], text_k, text_v,
+    denoise_first     latent [1,C+Cc,T1,H,W], timestep [1] on 0..1000, text_k, text_v
+                      -> flow [1,C,T1,H,W], k, v [layers,T1,n,h,d]
+    denoise           latent [1,C+Cc,T,H,W], timestep [1], text_k, text_v,
                       past_k, past_v [layers,S,n,h,d], positions [S+T] int64
-                      -> flow like latent, k, v [layers,T,n,h,d]
+                      -> flow [1,C,T,H,W], k, v [layers,T,n,h,d]
     vae_decode_first  latent [1,C,1,H,W] -> frames [1,3,1,height,width] in [-1,1], next_cache_NN
     vae_decode_one    latent [1,C,1,H,W], cache_NN -> frames [1,3,4,height,width], next_cache_NN
     vae_decode        latent [1,C,T,H,W], cache_NN -> frames [1,3,4T,height,width], next_cache_NN
@@ -33,6 +33,14 @@ first: 0 for the oldest one that is there, the chunk's own behind the newest. -1
 is not there. So a ring can be given as it lies, and a chunk of fewer than T latent frames is padded
 and its surplus marked by -1. What a chunk sees are the newest `window - T` latent frames before it,
 and the stream's first `sinks`.
+
+A model that follows a control, as the demo does, has Cc channels behind the latents' own: a map for
+each of the frames that a latent frame stands for, of which Cc is the number; the stream's first
+latent frame, which stands for one, has that one's map in all of them. A map is
+`exp(-(dx * dx + dy * dy) / 2)`, `dx` and `dy` being the latent pixels from where the object shall
+be, (x, y) in shares of W and H, to a pixel's center, and the shorter way, perhaps over the edge,
+where `control_wraps`. Zeros mean that it is not led. All calls of a chunk are given the same maps,
+the one at `context_noise` among them.
 
 A DiT that keeps no keys and values, trained on whole clips (CogVideoX), streams over windows that
 overlap, and so do its graphs. Its state are the clean latents themselves, its flow is velocity, it
@@ -84,14 +92,15 @@ A stream in plain onnxruntime and numpy, for a model whose first chunk is one la
         more = (past_k, past_v, np.int64(places)) if chunk else ()
         graph, shape = "denoise" if chunk else "denoise_first", (
             1, latent["channels"], count, latent["height"], latent["width"])
+        free = [(0, 0), (0, stream.get("control_channels", 0)), *[(0, 0)] * 3]  # zeros: not led
         x = noise(chunk, 0, shape)
         for i, time in enumerate(stream["timesteps"]):
-            flow = run(graph, x, np.float32([time]), *prompt, *more)[0]
+            flow = run(graph, np.pad(x, free), np.float32([time]), *prompt, *more)[0]
             clean = x - sigmas[i] * flow
             fresh = stream["solver"] == "renoise" and sigmas[i + 1] > 0
             other = noise(chunk, i + 1, shape) if fresh else clean + flow
             x = (1 - sigmas[i + 1]) * clean + sigmas[i + 1] * other
-        _, k, v = run(graph, x, np.float32([stream["context_noise"]]), *prompt, *more)
+        _, k, v = run(graph, np.pad(x, free), np.float32([stream["context_noise"]]), *prompt, *more)
         past_k, past_v = past(past_k, k), past(past_v, v)
         frames, *caches = run("vae_decode", x, *caches) if chunk else run("vae_decode_first", x)
         show(frames)
