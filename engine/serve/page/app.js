@@ -70,7 +70,7 @@ async function begin(request) {
   const connection = new Connection(request);
   live.connection = connection;
   connection.backlog = () => live.player.backlog;
-  connection.addEventListener("created", ({ detail }) => created(detail));
+  connection.addEventListener("created", ({ detail }) => created(detail, Boolean(request.resume)));
   connection.addEventListener("frame", ({ detail }) => packet(detail));
   connection.addEventListener("message", ({ detail }) => message(detail));
   connection.addEventListener("cut", () => state("wait", live.created ? "connection lost, coming back" : "waiting for the server"));
@@ -87,7 +87,7 @@ function fail(words) {
   return undefined;
 }
 
-function created(message) {
+function created(message, resumed) {
   const back = live.created !== null && message.session_id === live.created.session_id;
   live.created = message;
   live.player.fps = message.fps;
@@ -103,7 +103,7 @@ function created(message) {
   const led = message.control && !watching;
   live.steering.follow(led ? message : null);
   $("lead").hidden = !led;
-  if (!back) $("free").hidden = true;
+  if (!back) $("free").hidden = !(led && resumed); // it may have been led before the page was loaded
   pressed("pause", message.paused);
   $("pause").textContent = message.paused ? "Resume" : "Pause";
   $("empty").hidden = true;

@@ -29,12 +29,10 @@ export class Steering {
     if (stream === null) this.forget();
   }
 
-  get leading() {
-    return this.place !== null;
-  }
-
   letGo() {
-    if (this.leading) this.tell([]);
+    this.held = null;
+    this.keys.clear();
+    if (this.stream) this.tell([]);
     this.forget();
   }
 
@@ -80,7 +78,7 @@ export class Steering {
     if (event.key === "Escape") { this.letGo(); return; }
     if (!(event.key in WAYS)) return;
     event.preventDefault();
-    if (this.keys.has(event.key)) return;
+    if (event.repeat || this.keys.has(event.key)) return;
     this.keys.add(event.key);
     if (this.keys.size === 1) this.move(performance.now());
   }

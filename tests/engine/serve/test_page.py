@@ -32,6 +32,9 @@ pytestmark = [
 ]
 
 RED, BLUE = "a red circle", "a blue star"
+# Whether the square that is led is where the probe looks, or only the prompt's color.
+LED = "seen.at(-1).rgb.every((value) => value > 239)"
+FREE = f"{list(color_of(RED))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)"
 
 # Reads the number and the color off each frame as it is shown, and when.
 PROBE = """
@@ -118,13 +121,24 @@ def test_a_cut_loses_and_doubles_nothing(live: Live, browser: Browser) -> None:
     assert live.server.streams.count == 1
 
 
-def test_a_reload_goes_on_with_the_same_stream(live: Live, browser: Browser) -> None:
+def test_a_reload_goes_on_with_the_same_stream_which_can_be_let_go(
+    live: Live, browser: Browser
+) -> None:
     start(browser, live)
+    drag(browser, (0.5, 0.625), (0.5, 0.625))
+    browser.until(LED)
     session = browser.eval("livereel.created.session_id")
     browser.open(live.url)
     browser.until("livereel.frame > 8")
     assert browser.eval("livereel.created.session_id") == session
     assert browser.eval("document.getElementById('text').value") == RED
+    browser.eval("probe()")
+    browser.until(f"seen.length && {LED}")
+    assert browser.eval("document.getElementById('free').hidden") is False
+    browser.eval("document.getElementById('free').click()")
+    browser.until(FREE)
+    assert browser.eval("document.getElementById('free').hidden") is True
+    assert browser.errors == []
 
 
 def test_without_webcodecs_the_same_frames_play(live: Live, browser: Browser) -> None:
@@ -198,8 +212,8 @@ def drag(browser: Browser, *places: tuple[float, float]) -> None:
         )
 
 
-def key(browser: Browser, kind: str, name: str) -> None:
-    browser.call("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+def key(browser: Browser, kind: str, name: str, *, again: bool = False) -> None:
+    browser.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, autoRepeat=again)
 
 
 def test_the_object_is_led_by_pointer_and_keys(live: Live, browser: Browser) -> None:
@@ -208,16 +222,19 @@ def test_the_object_is_led_by_pointer_and_keys(live: Live, browser: Browser) -> 
     drag(browser, (0.2, 0.2), (0.3, 0.4), (0.5, 0.625), (0.5, 0.625))  # where the probe looks
     assert browser.eval("livereel.steering.place") == pytest.approx([0.5, 0.625], abs=0.01)
     assert browser.eval("document.getElementById('aim').hidden") is False
-    browser.until("seen.at(-1).rgb.every((value) => value > 239)")
+    browser.until(LED)
     browser.until("document.getElementById('aim').classList.contains('there')")
     key(browser, "keyDown", "ArrowRight")
     browser.until("livereel.steering.place[0] > 0.8")
     key(browser, "keyUp", "ArrowRight")
-    browser.until(f"{list(color_of(RED))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)")
+    browser.until(FREE)
     drag(browser, (0.5, 0.625), (0.5, 0.625))
-    browser.until("seen.at(-1).rgb.every((value) => value > 239)")
+    browser.until(LED)
+    key(browser, "keyDown", "ArrowUp")
     key(browser, "keyDown", "Escape")
-    browser.until(f"{list(color_of(RED))}.every((c, i) => Math.abs(seen.at(-1).rgb[i] - c) < 16)")
+    key(browser, "keyDown", "ArrowUp", again=True)
+    browser.until(FREE)
+    assert browser.eval("livereel.steering.place") is None
     assert browser.eval("document.getElementById('aim').hidden") is True
     assert in_order(seen(browser))
     assert browser.errors == []
