@@ -5,7 +5,7 @@
 A frame of `width` x `height` shows its number as `BITS` squares in the uppermost rows, the lowest
 bit leftmost, white for one; below them is one color, that of the prompt (`color_of`), so that a
 test can tell at which frame a prompt took hold, and in it a white square where the stream's control
-ends.
+ends. The first frame of a stream or shot that begins with a picture shows that one instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -58,6 +58,7 @@ MODEL = ModelInfo(
 _MAX_QUEUE = 100
 _ROOM = 4
 """Chunks that may lie about unread."""
+_SAVED = ("prompt", "chunk", "pts", "place")
 
 
 def color_of(prompt: str) -> tuple[int, int, int]:
@@ -111,6 +112,7 @@ class _Stream:
     paused: bool = False
     ended: bool = False
     place: tuple[float, float] | None = None
+    picture: bytes | None = None
     opened: float = field(default_factory=time.monotonic)
     queue: deque[Control] = field(default_factory=deque)
     events: deque[Event] = field(default_factory=deque)
@@ -173,6 +175,7 @@ class FakeEngine:
         stream = _Stream(
             spec, prompt, width, height, spec.fps or MODEL.fps,
             chunk=int(saved.get("chunk", 0)), pts=int(saved.get("pts", 0)),
+            place=saved.get("place"), picture=spec.image,
         )  # fmt: skip
         session = secrets.token_hex(16)
         self._streams[session] = stream
@@ -308,6 +311,10 @@ class FakeEngine:
                 pixels = draw(
                     stream.prompt, stream.pts, count, stream.width, stream.height, stream.place
                 )
+                if stream.picture is not None:
+                    shown = np.frombuffer(stream.picture, np.uint8).reshape(pixels.shape[1:])
+                    side = max(1, stream.width // BITS)
+                    pixels[0, side:], stream.picture = shown[side:], None
                 pixels.flags.writeable = False
                 now = time.monotonic()
                 stats = Stats(dit_s=self._chunk_s, passes=5, decoder_calls=1, rate=stream.fps)
@@ -330,6 +337,8 @@ class FakeEngine:
             kind = KINDS[type(control)]
             if isinstance(control, (Update, Cut)) and control.prompt is not None:
                 stream.prompt = control.prompt
+            if isinstance(control, Cut):
+                stream.picture = control.image
             if isinstance(control, Update) and control.control is not None:
                 stream.place = control.control[-1] if control.control else None
             elif isinstance(control, (Pause, Resume)):
@@ -347,14 +356,13 @@ class FakeEngine:
 
 
 def _save(stream: _Stream) -> bytes:
-    values = {"prompt": stream.prompt, "chunk": stream.chunk, "pts": stream.pts}
-    return json.dumps(values).encode()
+    return json.dumps({name: getattr(stream, name) for name in _SAVED}).encode()
 
 
-def _load(snapshot: bytes) -> dict[str, str | int]:
+def _load(snapshot: bytes) -> dict[str, Any]:
     try:
-        values: dict[str, str | int] = json.loads(snapshot)
-        if set(values) != {"prompt", "chunk", "pts"}:
+        values: dict[str, Any] = json.loads(snapshot)
+        if set(values) != set(_SAVED):
             raise ValueError
     except (ValueError, TypeError) as error:
         raise InputError("these bytes are no LiveReel snapshot, or a damaged one") from error

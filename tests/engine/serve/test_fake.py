@@ -111,11 +111,17 @@ def test_a_drained_stream_can_be_gone_on_from() -> None:
         opened = await engine.open(Spec(prompt="a circle"))
         events = engine.events(opened.session)
         await anext(events)
+        led = Update(event_id="e", control=((0.5, 0.5),))
+        await engine.control(opened.session, led)
+        while not isinstance(await anext(events), Applied):
+            pass
         await engine.drain(1.0)
         last = [event async for event in events][-1]
         assert isinstance(last, Ended) and last.reason == "draining" and last.snapshot is not None
         await engine.start()
         again = await engine.open(Spec(snapshot=last.snapshot))
         assert again.pts == again.chunk * 12 - 11
+        chunk = await anext(engine.events(again.session))
+        assert isinstance(chunk, ChunkReady) and (chunk.pixels[:, 64, 64] == 255).all()
 
     with_engine(body)
