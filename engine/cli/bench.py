@@ -130,7 +130,11 @@ def _add_startup(whats: Any) -> None:
     arguments.add_model(parser)
     add = parser.add_argument
     add("--runs", type=arguments.whole(1, 100), default=5, help="processes (default: 5)")
-    add("--empty-cache", action="store_true", help="compile Triton's kernels anew in each process")
+    add(
+        "--empty-cache",
+        action="store_true",
+        help="compile Triton's and torch.compile's kernels anew in each process",
+    )
     shared.add_baselines(parser, ("diffusers",))
     shared.add_json(parser)
     shared.add_plot(parser)
@@ -143,7 +147,7 @@ def _startup(options: argparse.Namespace) -> int:
 
     from livereel.benchmarks import baseline_diffusers, bench_startup
 
-    baseline = "diffusers" in (options.baseline or ())
+    baseline = "diffusers" in (shared.baselines(options) or ())
     device, dtype = options.device, options.dtype
     if baseline:
         baseline_diffusers.diffusers()

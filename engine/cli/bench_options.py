@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from . import arguments
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def add_rounds(parser: argparse.ArgumentParser, *, runs: int, of: str) -> None:
 
 
 def add_baselines(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """`--baseline`, which may be repeated; the first of `names` are the defaults."""
+    """`--baseline`, which may be repeated: one of `names`, or `NONE`."""
     parser.add_argument(
         "--baseline",
         choices=(*names, NONE),
@@ -66,6 +67,17 @@ def add_baselines(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
         metavar="NAME",
         help=f"who takes turns with ours: {', '.join(names)} or {NONE}; may be repeated",
     )
+
+
+def baselines(options: argparse.Namespace) -> list[str] | None:
+    """Those asked for, each once; None where `--baseline` was not given. Raises `InputError` for
+    `NONE` among others."""
+    asked: list[str] | None = options.baseline
+    if asked is None:
+        return None
+    if NONE in asked and len(asked) > 1:
+        raise InputError(f"--baseline {NONE} goes with no other")
+    return [name for name in dict.fromkeys(asked) if name != NONE]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

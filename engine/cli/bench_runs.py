@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, ResourceError
+from ..errors import ResourceError
 from . import arguments
 from . import bench_options as shared
 
@@ -209,18 +209,16 @@ def _loops(subject: Subject) -> bool:
 
 
 def _baselines(options: argparse.Namespace, *defaults: str) -> list[str]:
-    """Those asked for; the defaults only where diffusers is installed, and has the weights."""
-    asked = options.baseline
-    if asked is None and options.dtype == "fp8":
+    """Those asked for; the defaults only where diffusers is installed, and not in fp8."""
+    asked = shared.baselines(options)
+    if asked is not None:
+        return asked
+    if options.dtype == "fp8":
         return []
-    if asked is None:
-        if find_spec("diffusers") and find_spec("accelerate"):
-            return list(dict.fromkeys(defaults))
-        print("diffusers is not installed: ours alone is measured")
-        return []
-    if shared.NONE in asked and len(asked) > 1:
-        raise InputError(f"--baseline {shared.NONE} goes with no other")
-    return [name for name in dict.fromkeys(asked) if name != shared.NONE]
+    if find_spec("diffusers") and find_spec("accelerate"):
+        return list(dict.fromkeys(defaults))
+    print("diffusers is not installed: ours alone is measured")
+    return []
 
 
 def _ceilings(subject: Subject) -> Any:

@@ -1,6 +1,6 @@
 """What chunks cost, as measured, and whether one more session fits.
 
-A kind of session (its shape, steps and rate) costs what its passes took lately, alone or with
+A kind of session (its size and steps) costs what its passes took lately, alone or with
 others in one. The engine's load is the share of its time that all open sessions' rates take; a
 session is admitted when the load with it stays below what may be promised.
 """

@@ -146,6 +146,9 @@ def test_startup_tells_in_one_line_why_a_process_did_not_start(
     assert capsys.readouterr().err == said
     assert cli.main(["bench", "startup", "--model", "none"]) == 2
     assert "unknown model 'none'" in capsys.readouterr().err
+    both = ["--baseline", "none", "--baseline", "diffusers"]
+    assert cli.main(["bench", "startup", *both]) == 2
+    assert "--baseline none goes with no other" in capsys.readouterr().err
 
 
 @pytest.fixture
