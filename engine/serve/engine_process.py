@@ -51,7 +51,6 @@ HUNG_S, HUNG_TIMES = 60.0, 20.0
 """A pass that has run for so long, and so many times longer than it should, does not end any more.
 """
 _START_S = 300.0
-_STOP_S = 3.0
 _RETRY_S = 2.0
 _LONGEST_WAIT_S = 30.0
 _LIVES, _LIVES_S = 3, 60.0

@@ -38,7 +38,7 @@ FEED_CHUNKS = 2
 _BEHIND_S = 0.25
 """A frame that is later than this puts off all that follow."""
 _OURS = "~"
-"""Begins the event ids of controls that no client sent."""
+"""Begins the event ids of controls that no client sent: `protocol.Id` allows none such."""
 
 
 class Stream:
@@ -193,7 +193,7 @@ class Stream:
     async def control(self, message: protocol.Control) -> None:
         """Pass on what the owner wants; it is answered once."""
         event_id = message.event_id
-        if event_id in self._answers or event_id.startswith(_OURS):
+        if event_id in self._answers:
             self._tell_owner(
                 protocol.Rejected(
                     event_id=event_id, code="duplicate", message="this event_id was used before"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import secrets
 import shutil
@@ -255,5 +254,5 @@ def _write(path: Path, order: Order) -> None:
 def _read(path: Path) -> Order | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Order)
-    except (OSError, msgspec.MsgspecError, json.JSONDecodeError):
+    except (OSError, msgspec.MsgspecError):
         return None
