@@ -25,7 +25,7 @@ from torch import Tensor
 from livereel.engine.layers.layout import channels_last
 from livereel.engine.models.cogvideox.vae import CogVideoXVAE
 
-from .harness import Environment
+from .harness import REPO, Environment
 from .models import find
 from .random_weights import random_part
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKAGES = ("livereel", "torch", "triton", "diffusers")
-REPO = Path(__file__).resolve().parents[1]
 LATENTS = 13
 
 

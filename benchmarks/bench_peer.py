@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from livereel.engine import machine
 
 from . import harness
-from .harness import Case, Environment, Spread
+from .harness import REPO, Case, Environment, Spread
 from .report import Contents, Goal, Section, to_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     Job = Callable[[Peer], Callable[[], int]]
 
 PACKAGES = ("livereel", "torch", "diffusers", "transformers", "numpy")
-REPO = Path(__file__).resolve().parents[1]
 _DECODED = Contents(passes=0, cache_pass=False, vae="full", conversion=False)
 MIN_PSNR = 30.0  # dB between our frames and the peer's in fp32; bf16 alone costs some
 

@@ -36,14 +36,13 @@ from livereel.engine.errors import InputError, LiveReelError
 from livereel.engine.package import read_manifest
 
 from . import harness
-from .harness import Environment, Spread
+from .harness import REPO, Environment, Spread
 from .report import Section, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PACKAGES = ("livereel", "torch", "onnxruntime")
-REPO = Path(__file__).resolve().parents[1]
 _IN_PYTHON = "text, passes, VAE, conversion"
 _IN_CPP = "passes, VAE, conversion, in its load the prompt's keys and values; not the text encoder"
 PROMPT = "a large red circle moving right on a white background"

@@ -27,7 +27,6 @@ import torch
 from torch import nn
 
 from livereel.engine import machine
-from livereel.engine.checkpoint.load import build
 from livereel.engine.config import CLIP_PART
 from livereel.engine.errors import InputError, ResourceError
 from livereel.engine.models.wan.transformer import WanTransformer, WanTransformerConfig
@@ -35,7 +34,7 @@ from livereel.engine.parallel.group import MAX_RANKS, Group
 from livereel.engine.parallel.guidance import SpreadDenoiser
 from livereel.engine.parallel.launch import Ranks
 
-from .count import META, MOST_TOKENS, latent_size, work_of
+from .count import META, MOST_TOKENS, built, latent_size, weight_bytes, work_of
 from .harness import Spread
 from .report import Goal, Section
 
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
     from livereel.engine.types import VAE, ClipTransformer
 
-    from .models import Model, Part
+    from .models import Model
 
 GOAL = 20.0
 """Percent that the reckoning may be off by."""
@@ -177,7 +176,7 @@ def clip_of(
 
     Raises `InputError` for a size that the model does not make, or more tokens than are counted.
     """
-    dit, vae = (_empty(part, dtype) for part in (model.transformer, model.vae))
+    dit, vae = (built(part, dtype) for part in (model.transformer, model.vae))
     transformer, codec = cast("ClipTransformer", dit), cast("VAE", vae)
     height, width = latent_size(transformer, codec, size)
     count = -(-(frames - 1) // codec.temporal_factor) + 1
@@ -215,7 +214,7 @@ def shape_of(dit: nn.Module, latents: Tensor, text: Tensor) -> Shape:
         products=sum(work.flops.values()) - attention,
         attention=attention,
         moved=sum(work.moved.values()),
-        weights=sum(p.numel() * p.element_size() for p in dit.parameters()),
+        weights=weight_bytes(dit),
         alike=sum(work_of(lambda: transformer.text_kv(text)).flops.values()),
         frames=latents.shape[2] // transformer.temporal_patch,
         tokens=latents[0, 0, 0].numel() // transformer.spatial_patch**2,
@@ -371,15 +370,6 @@ def save_plot(path: Path, costs: Costs, title: str) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
-
-
-def _empty(part: Part, dtype: torch.dtype) -> nn.Module:
-    module = build(part.class_name, part.config, part.class_name)
-    kept = getattr(module, "keep_in_fp32", ())
-    for name, parameter in module.named_parameters():
-        if not any(piece in name for piece in kept):
-            parameter.data = parameter.data.to(dtype)
-    return module.eval().requires_grad_(False)
 
 
 def _small_dit() -> tuple[WanTransformer, tuple[Tensor, Tensor, Tensor]]:

@@ -26,10 +26,10 @@ from typing import Any
 from livereel.engine.errors import LiveReelError
 from livereel.engine.serve.client import AsyncStream, Refused
 
-from .harness import Environment
+from .harness import REPO, Environment
+from .plots import percentile
 from .served import Served, write_json
 
-REPO = Path(__file__).resolve().parents[1]
 PROMPTS = (
     "a red circle moving right on a black background",
     "a large blue star moving left on a white background",
@@ -210,9 +210,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
-    if len(values) < 2:
-        return values[0] if values else 0.0
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+    return percentile(values, percent) if values else 0.0
 
 
 def _ms(seconds: float) -> float:

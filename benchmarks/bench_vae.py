@@ -4,7 +4,8 @@
 
 All decode the same latents on the device; nothing is converted or copied to the host. Contenders
 take turns, and a turn ends when the device is idle. Where their frames differ by more than rounding
-in the dtype explains, nothing is reported.
+in the dtype explains, nothing is reported; a tiny decoder's are other frames, and its figures say
+so.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from livereel.engine.runners.torch import TorchRunner
 from livereel.engine.sampling.stream import StreamState
 from livereel.engine.session import Session
 
-from .harness import Environment
+from .harness import REPO, Environment
 from .models import find
 from .random_weights import RandomText, random_parts
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from livereel.engine.text.encoder import TextEncoder
 
 PACKAGES = ("livereel", "torch", "triton")
-REPO = Path(__file__).resolve().parents[1]
 WARM_UP = 9
 """Chunks until the window is full and graphs are captured."""
 ROADS: tuple[tuple[str, Road, bool, bool], ...] = (

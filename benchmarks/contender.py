@@ -44,8 +44,10 @@ class Contender(Protocol):
 class Ours:
     """LiveReel's session."""
 
-    def __init__(self, subject: Subject, name: str = "livereel") -> None:
-        self.name, self.settings = name, subject.settings
+    name = "livereel"
+
+    def __init__(self, subject: Subject) -> None:
+        self.settings = subject.settings
         self._subject = subject
         cached = subject.runner.transformer.cached() is not None
         self.contents = Contents(

@@ -175,8 +175,8 @@ def count(
 
     Raises `InputError` for a size or length that the model does not make.
     """
-    dit = cast(ClipTransformer, _built(model.transformer, dtype))
-    vae_module = _built(model.vae, dtype)
+    dit = cast(ClipTransformer, built(model.transformer, dtype))
+    vae_module = built(model.vae, dtype)
     vae = cast(VAE, vae_module)
     height, width = latent_size(dit, vae, size)
     latents = _latent_frames(dit, vae, frames)
@@ -187,7 +187,7 @@ def count(
             f"{size[0]}x{size[1]} and {longest} latent frames are {tokens} tokens; at most "
             f"{MOST_TOKENS} are counted"
         )
-    plain = cast(VAE, plainly_upsampling(_built(model.vae, dtype)))
+    plain = cast(VAE, plainly_upsampling(built(model.vae, dtype)))
     tiny = _tiny(vae, dtype)
 
     def empty(channels: int, length: int) -> Tensor:
@@ -231,7 +231,7 @@ def count(
         latents=latents,
         clip=tuple(clip),
         chunk=tuple(steady),
-        weights={"DiT": _bytes(cast(nn.Module, dit)), "VAE": _bytes(vae_module)},
+        weights={"DiT": weight_bytes(cast(nn.Module, dit)), "VAE": weight_bytes(vae_module)},
         ring=2 * ring.k.numel() * ring.k.element_size(),
     )
 
@@ -307,7 +307,9 @@ def _line(name: str, work: Work) -> str:
     )
 
 
-def _built(part: Part, dtype: torch.dtype) -> nn.Module:
+def built(part: Part, dtype: torch.dtype) -> nn.Module:
+    """A component without weights, on the meta device, in `dtype` but for what a class keeps in
+    fp32."""
     module = build(part.class_name, part.config, part.class_name)
     kept = getattr(module, "keep_in_fp32", ())
     for name, p in module.named_parameters():
@@ -316,5 +318,6 @@ def _built(part: Part, dtype: torch.dtype) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _bytes(module: nn.Module) -> int:
+def weight_bytes(module: nn.Module) -> int:
+    """Of a module's weights."""
     return sum(p.numel() * p.element_size() for p in module.parameters())

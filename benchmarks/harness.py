@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Clock = Callable[[], float]
 
 
+REPO = Path(__file__).resolve().parents[1]
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median and the quartiles around it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -52,7 +51,6 @@ class Served:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ,
         )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
@@ -66,7 +64,7 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
-            self.exit_code = self._process.wait(30)
+            self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._folder.cleanup()

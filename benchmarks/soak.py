@@ -27,8 +27,8 @@ from pathlib import Path
 
 from livereel.engine.serve.client import AsyncStream, Refused
 
-from .bench_serve import PROMPTS, REPO
-from .harness import Environment
+from .bench_serve import PROMPTS
+from .harness import REPO, Environment
 from .served import Served, write_json
 
 SAMPLE_S = 5.0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..harness import Environment, Spread
+from ..harness import REPO, Environment, Spread
 from ..report import Goal
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Cases = Callable[[torch.device], Iterable["Case"]]
 
 PACKAGES = ("livereel", "torch", "triton")
-REPO = Path(__file__).resolve().parents[2]
 
 
 class NoGpuError(RuntimeError):
