@@ -1,6 +1,7 @@
 # make demo · make test · make test-kernels · make test-full · make lint · make bench · make bench-check · make clean
 #
-# Needs Python 3.10 to 3.13, a C++17 compiler and make; all else comes from PyPI into .venv.
+# Needs Python 3.10 to 3.13, a C++17 compiler (`make test`: C++20) and make; all else comes from PyPI
+# into .venv.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -21,7 +22,7 @@ SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 .PHONY: help demo test test-kernels test-interpreted test-compiled test-full lint tidy analyze types ctest sanitize bench bench-check clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 # --- environments -----------------------------------------------------------------------------
 
