@@ -65,7 +65,7 @@ int main() {
         std::string("a b"), std::string("a/b/c/d/e"), most + "a", "a/" + most + "a"}) {
     CHECK(refused(Status::kPackage, [&] { return livereel::read_manifest(with_file(path)); }));
   }
-  for (const std::string& path : {std::string("a/b/c/d"), most + "/" + most}) {
+  for (const std::string& path : {std::string("a/b/c/d"), "a/" + most}) {
     CHECK(livereel::read_manifest(with_file(path)).files.contains(path));
   }
   check(Status::kPackage, R"("files": {"graphs/denoise.pt2")", R"("files": {"other")");
