@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _WITH_FILES = ("/v1/images", "/v1/videos")
 _FORM_ROOM = 65_536
+_LEFT_BYTES, _LEFT_S = 64 << 20, 2.0
+"""What is read of a refused body, and for how long."""
 
 
 class _TooLong(Exception):
@@ -91,15 +95,37 @@ class Gate:
         if scope["type"] == "websocket":
             await _refuse_socket(scope, receive, send, status, code, reason)
             return
-        headers: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
-        if status == 413:  # the rest of the body is of no interest
+        body = _body(code, reason)
+        headers: list[tuple[bytes, bytes]] = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if status == 413:
             headers.append((b"connection", b"close"))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
             if _wants_page(scope):
                 status, headers = 303, [(b"location", b"/login")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": _body(code, reason)})
+        await send({"type": "http.response.body", "body": body, "more_body": status == 413})
+        if status == 413:
+            await _drop(receive)
+            await send({"type": "http.response.body"})
+
+
+async def _drop(receive: Receive) -> None:
+    """Read on for a while: where a connection is closed on one who sends, the answer can be lost
+    with it."""
+
+    async def read() -> None:
+        left, more = _LEFT_BYTES, True
+        while more and left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _LEFT_S)
 
 
 async def _refuse_socket(
