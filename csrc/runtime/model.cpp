@@ -24,7 +24,7 @@ namespace {
 // Each of at most 64 latent frames, which stand for at most 2^20 frames: below 2^62 of them.
 constexpr std::int64_t kMaxChunks = std::int64_t{1} << 35;
 constexpr std::int64_t kMaxFrames = std::int64_t{1} << 62;
-constexpr std::int64_t kMaxState = std::int64_t{1} << 32;  // numbers in the ring
+constexpr std::int64_t kMaxState = std::int64_t{1} << 40;  // numbers in the ring
 
 Window window_of(const Recipe& recipe) {
   return {recipe.sinks, recipe.window, recipe.chunk_latents, recipe.anchors, recipe.anchor_every};
