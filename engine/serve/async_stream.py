@@ -17,6 +17,7 @@ from av.video.codeccontext import VideoCodecContext
 from PIL import Image
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.protocol import State
 
 from ..errors import InputError, LiveReelError
 from . import protocol
@@ -152,8 +153,7 @@ class AsyncStream:
         from."""
         data = io.BytesIO()
         Image.fromarray(pixels).save(data, "JPEG", quality=_QUALITY)
-        with contextlib.suppress(ConnectionClosed):
-            await self._connected.send(data.getvalue())
+        await self._send(data.getvalue())
 
     async def seed(self, seed: int) -> protocol.Applied:
         """Other noise."""
@@ -204,9 +204,14 @@ class AsyncStream:
         return self._socket
 
     async def _say(self, message: protocol.ClientMessage) -> None:
-        # What is lost in a cut is told again, or not needed, behind it.
-        with contextlib.suppress(ConnectionClosed):
-            await self._connected.send(protocol.encode(message))
+        await self._send(protocol.encode(message))
+
+    async def _send(self, data: str | bytes) -> None:
+        # On a socket that closes it would wait for the end, which is not heard before all is read.
+        if self._connected.state is State.OPEN:
+            # What is lost in a cut is told again, or not needed, behind it.
+            with contextlib.suppress(ConnectionClosed):
+                await self._connected.send(data)
 
     async def _open(self) -> None:
         """Open a socket and wait for `session.created`."""

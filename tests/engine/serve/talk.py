@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from livereel.engine.serve import protocol
 from livereel.engine.serve.client import AsyncStream, Frame
@@ -39,7 +40,7 @@ async def everything(
     with contextlib.suppress(ConnectionClosed):
         while True:
             message = await hear(ws)
-            if isinstance(message, protocol.Header):
+            if isinstance(message, protocol.Header) and ws.state is State.OPEN:
                 with contextlib.suppress(ConnectionClosed):
                     await say(ws, protocol.Ack(frame=message.frame))
             yield message

@@ -83,6 +83,27 @@ def test_words_that_nobody_understands_are_told_and_end_the_stream(
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+def test_what_comes_in_a_burst_before_the_end_is_read_at_once() -> None:
+    """Nothing is sent to a socket that closes: that would wait for its end, with all unread."""
+
+    async def speak(ws: ServerConnection) -> None:
+        await ws.recv()
+        await ws.send(protocol.encode(CREATED))
+        for i in range(60):
+            header = protocol.Header(flags=0, stream=1, chunk=0, frame=i, pts=0)
+            await ws.send(header.pack(b"a frame"))
+        await ws.send(protocol.encode(protocol.Ended(reason="stopped", frames=60)))
+
+    async def work() -> None:
+        async with serve(speak, "127.0.0.1", 0) as server:
+            port = next(iter(server.sockets)).getsockname()[1]
+            async with AsyncStream(f"http://127.0.0.1:{port}", "a red circle") as stream:
+                while stream.ended is None:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(work(), 5))
+
+
 def test_a_control_after_the_end_hears_of_it_at_once(live: Live) -> None:
     with Stream(live.url, "a red circle") as stream:
         for frame in stream:

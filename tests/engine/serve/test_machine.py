@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from livereel.engine.serve import protocol
 from livereel.engine.serve.fake import FakeEngine
@@ -186,8 +187,9 @@ class SocketMachine(RuleBasedStateMachine):
                     header, _ = protocol.unpack(data)
                     if not header.flags & protocol.Flag.CATCH_UP:
                         self.frames.append(header.frame)
-                    with contextlib.suppress(ConnectionClosed):  # there may be more to read
-                        await ws.send(protocol.encode(protocol.Ack(frame=header.frame)))
+                    if ws.state is State.OPEN:  # there may be more to read
+                        with contextlib.suppress(ConnectionClosed):
+                            await ws.send(protocol.encode(protocol.Ack(frame=header.frame)))
                     continue
                 message = protocol.decode_server(data)
                 if isinstance(message, protocol.Rejected) and message.code == "lost":
