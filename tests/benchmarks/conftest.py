@@ -56,9 +56,3 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Subject]:
         )
 
     return load
-
-
-@pytest.fixture(scope="session")
-def led_demo() -> Subject:
-    """The demo, whose DiT takes control, small and in fp32."""
-    return Subject.load("demo", device="cpu", dtype="float32").at(size=(64, 32))

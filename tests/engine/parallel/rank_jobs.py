@@ -203,20 +203,11 @@ def clip(
         return None
     engine = Engine.load(folder, device="cpu", dtype="float32")
     parted = replace(engine, runner=spread(engine.runner, part, streams=False))
-    frames = None if video else 25
-    given = np.random.default_rng(0).integers(0, 256, (25, 32, 48, 3), np.uint8) if video else None
-    made, alone = (
-        one.generate(
-            "a red ball",
-            frames=frames,
-            width=48,
-            height=32,
-            steps=2,
-            guidance_scale=4.0,
-            video=given,
-            tile=tile,
-        )
-        for one in (parted, engine)
-    )
+    options: dict[str, Any] = dict(width=48, height=32, steps=2, guidance_scale=4.0, tile=tile)
+    if video:
+        options["video"] = np.random.default_rng(0).integers(0, 256, (25, 32, 48, 3), np.uint8)
+    else:
+        options["frames"] = 25
+    made, alone = (one.generate("a red ball", **options) for one in (parted, engine))
     apart = abs(made.frames.astype(int) - alone.frames.astype(int)).max()
     return int(apart), int(alone.frames.max())
