@@ -96,11 +96,13 @@ Recipe read_recipe(const Json& json) {
       .height = whole("height", 8, 8192),
       .control_channels = 0,
       .control_wraps = false,
+      .goal_channels = 0,
   };
   if (json.find("control_channels") != nullptr) {
     recipe.control_channels = whole("control_channels", 0, 64);
     recipe.control_wraps = json.at("control_wraps").truth("control_wraps");
   }
+  if (json.find("goal_channels") != nullptr) recipe.goal_channels = whole("goal_channels", 0, 128);
   if (recipe.first_chunk_latents > recipe.chunk_latents || recipe.window < recipe.chunk_latents) {
     refuse("the stream's chunks do not fit its window");
   }

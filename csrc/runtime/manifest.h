@@ -46,6 +46,10 @@ struct Recipe {
   std::int64_t height;
   std::int64_t control_channels;  // maps of where the object shall be, behind the latents' channels
   bool control_wraps;
+  std::int64_t goal_channels;  // behind those, of a picture that the stream ends with: zeros here
+
+  // What the DiT is given of each latent frame behind the latents' own channels.
+  [[nodiscard]] std::int64_t more_channels() const { return control_channels + goal_channels; }
 };
 
 // The fields of `Latent` that a stream needs.

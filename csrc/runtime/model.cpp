@@ -85,7 +85,7 @@ void Model::check_graphs() const {
   check_decoder("vae_decode", stream.chunk_latents, stream.chunk_latents * latent.temporal_factor);
   if (stream.first_chunk_latents > 1) check_decoder("vae_decode_one", 1, latent.temporal_factor);
   const auto latents = [&](std::int64_t frames) {
-    const std::int64_t channels = latent.channels + stream.control_channels;
+    const std::int64_t channels = latent.channels + stream.more_channels();
     return std::vector<std::int64_t>{1, channels, frames, latent.height, latent.width};
   };
   if (stream.control_channels != 0 && stream.control_channels != latent.temporal_factor) {
@@ -183,7 +183,7 @@ void Model::check(const State& state) const {
   }
   if (state.chunk > 0) {
     const std::int64_t last = chunk_size(state.chunk - 1);
-    const std::int64_t channels = latent.channels + manifest().stream.control_channels;
+    const std::int64_t channels = latent.channels + manifest().stream.more_channels();
     wants("pending", state.pending, {1, channels, last, latent.height, latent.width});
     if (state.chunk > 1) latents = chunk_size(0) + ((state.chunk - 2) * chunk_size(1));
     const std::vector<TensorSpec>& inputs = manifest().graph("vae_decode").inputs;
@@ -303,6 +303,14 @@ at::Tensor Model::control(const State& state, std::int64_t count) const {
                     .wraps = stream.control_wraps});
 }
 
+at::Tensor Model::more(const State& state, std::int64_t count) const {
+  const LatentSpec& latent = manifest().latent;
+  const at::Tensor goal = at::zeros(
+      {1, manifest().stream.goal_channels, count, latent.height, latent.width}, at::kFloat);
+  if (manifest().stream.control_channels == 0) return goal;
+  return at::cat({control(state, count), goal}, 1);
+}
+
 at::Tensor Model::sample(State& state, const TextKV& text,
                          const std::optional<TextKV>& negative) const {
   if (state.chunk >= kMaxChunks) throw Error(Status::kInternal, "the stream has come to its end");
@@ -310,14 +318,14 @@ at::Tensor Model::sample(State& state, const TextKV& text,
   const Solver solver(manifest().stream, state.steps);
   const Pass pass = at(state, state.latent, count, text);
   const Pass away = negative ? at(state, state.latent, count, *negative) : Pass();
-  const std::int64_t channels = manifest().stream.control_channels;
-  const at::Tensor told = channels > 0 ? control(state, count) : at::Tensor();
-  const auto with_control = [&](const at::Tensor& latents) {
-    return channels > 0 ? at::cat({latents, told}, 1) : latents;
+  const bool alone = manifest().stream.more_channels() == 0;
+  const at::Tensor told = alone ? at::Tensor() : more(state, count);
+  const auto with_more = [&](const at::Tensor& latents) {
+    return alone ? latents : at::cat({latents, told}, 1);
   };
   at::Tensor x = noise(state, 0, count);
   for (std::size_t i = 0; i < solver.steps(); ++i) {
-    const at::Tensor given = with_control(x);
+    const at::Tensor given = with_more(x);
     at::Tensor flow = pass(given, solver.timestep(i))[0];
     if (away) {
       const at::Tensor other = away(given, solver.timestep(i))[0];
@@ -327,8 +335,9 @@ at::Tensor Model::sample(State& state, const TextKV& text,
     if (solver.takes_noise(i)) fresh = noise(state, static_cast<std::uint32_t>(i) + 1, count);
     x = solver.step(flow, x, i, fresh);
   }
+  const std::int64_t channels = manifest().stream.control_channels;
   if (channels > 0) state.track_at += frames_of(count, channels, state.chunk == 0);
-  state.pending = with_control(x);
+  state.pending = with_more(x);
   ++state.chunk;
   return x;
 }

@@ -75,6 +75,9 @@ class Model {
   [[nodiscard]] std::int64_t chunk_size(std::int64_t chunk) const;
   // The maps [1, Cc, T, H, W] of the state's next chunk.
   [[nodiscard]] at::Tensor control(const State& state, std::int64_t count) const;
+  // What goes behind the latents' channels of the state's next chunk: control, then the goal's
+  // zeros.
+  [[nodiscard]] at::Tensor more(const State& state, std::int64_t count) const;
   [[nodiscard]] std::vector<std::int64_t> ring_shape() const;
   void check_track(const State& state) const;
   void check_graphs() const;

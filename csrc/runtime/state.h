@@ -21,7 +21,7 @@ struct State {
   at::Tensor ring_k;        // [layers, slots, n, h, d], as ring_v
   at::Tensor ring_v;
   at::Tensor pending;  // [1, C, T, H, W], whose keys and values are not in the ring yet; behind its
-                       // channels those of its control
+                       // channels those of its control and goal
   at::Tensor track;    // [1 + F, 2] that control follows: where it led before, then where to
   std::int64_t track_at = 0;  // the track's position of the next frame
   std::vector<at::Tensor> caches;

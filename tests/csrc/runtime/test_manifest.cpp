@@ -33,12 +33,18 @@ int main() {
   const livereel::Manifest follows =
       livereel::read_manifest(changed(livereel::manifest_text("x"), R"("window": 6)", led));
   CHECK(follows.stream.control_channels == 4 && follows.stream.control_wraps);
+  CHECK(follows.stream.goal_channels == 0 && follows.stream.more_channels() == 4);
+  const livereel::Manifest ends = livereel::read_manifest(changed(
+      livereel::manifest_text("x"), R"("window": 6)", R"("goal_channels": 128, "window": 6)"));
+  CHECK(ends.stream.goal_channels == 128 && ends.stream.more_channels() == 128);
 
   check(Status::kPackage, R"("window": 6)", R"("control_channels": 4, "window": 6)");
   check(Status::kPackage, R"("window": 6)",
         R"("control_channels": 65, "control_wraps": true, "window": 6)");
   check(Status::kPackage, R"("window": 6)",
         R"("control_channels": 4, "control_wraps": 1, "window": 6)");
+  check(Status::kPackage, R"("window": 6)", R"("goal_channels": 129, "window": 6)");
+  check(Status::kPackage, R"("window": 6)", R"("goal_channels": 1.5, "window": 6)");
   check(Status::kVersion, R"("manifest": 1)", R"("manifest": 2)");
   check(Status::kVersion, R"("aoti")", R"("onnx")");
   check(Status::kVersion, "philox4x32-10", "philox4x32-7");

@@ -146,6 +146,9 @@ void wrong_packages(const Case& given) {
   try_with(manifest, changed(text, "\"x86_64", "\"x86_99"), LIVEREEL_VERSION);
   try_with(manifest, changed(text, "\"chunk_latents\": 3", "\"chunk_latents\": 2"),
            LIVEREEL_PACKAGE);
+  try_with(manifest,
+           changed(text, "\"control_channels\"", "\"goal_channels\": 1, \"control_channels\""),
+           LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"denoise\":", "\"denoised\":"), LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"width\": 48", "\"width\": 8192"), LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"height\": 32", "\"height\": 8192"), LIVEREEL_PACKAGE);

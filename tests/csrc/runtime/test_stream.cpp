@@ -1,6 +1,6 @@
 // Streams a package and compares every byte with what Python's runner made of it: 50 chunks, the
 // prompt changed in the middle, the object led and let go, the second half once more from a
-// snapshot.
+// snapshot; and the same graphs with a goal's channels where control's were.
 //
 //   test_stream FOLDER, which holds package/, first.safetensors, second.safetensors and frames.rgb
 #include <cstddef>
@@ -13,13 +13,17 @@
 #include <limits>
 #include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "../check.h"
 #include "file.h"
 #include "livereel/stream.h"
+#include "package_files.h"
 
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr std::int64_t kChunks = 50;
 constexpr std::int64_t kChange = 25;
@@ -65,7 +69,33 @@ std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embe
   return snapshot;
 }
 
-void test(const std::filesystem::path& folder) {
+// Zeros in place of control's: the frames of an object that is not led.
+void test_goal(const fs::path& folder) {
+  const livereel::TemporaryFolder copy;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder / "package")) {
+    fs::create_symlink(fs::canonical(entry.path()), copy.path() / entry.path().filename());
+  }
+  const livereel::MappedFile manifest(folder / "package" / "manifest.json");
+  const auto bytes = manifest.bytes();
+  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  fs::remove(copy.path() / "manifest.json");
+  livereel::write_file(copy.path() / "manifest.json",
+                       livereel::changed(text, "\"control_channels\"", "\"goal_channels\""));
+  const livereel::MappedFile frames(folder / "frames.rgb");
+  livereel::Options options;
+  options.seed = kSeed;
+  livereel::Stream stream(copy.path(), livereel::read_embeds(folder / "first.safetensors"),
+                          options);
+  std::size_t at = 0;
+  for (int i = 0; i < 2; ++i) {
+    const livereel::Chunk chunk = stream.next();
+    CHECK(std::memcmp(chunk.frames.data(), frames.bytes().data() + at, chunk.frames.size()) == 0);
+    at += chunk.frames.size();
+  }
+  static_cast<void>(livereel::Stream(copy.path(), stream.snapshot()));
+}
+
+void test(const fs::path& folder) {
   const livereel::MappedFile frames(folder / "frames.rgb");
   const livereel::Embeds first = livereel::read_embeds(folder / "first.safetensors");
   const livereel::Embeds second = livereel::read_embeds(folder / "second.safetensors");
@@ -88,6 +118,7 @@ int main(int count, char** values) {
   CHECK(count == 2);
   try {
     test(values[1]);
+    test_goal(values[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
