@@ -51,8 +51,9 @@ def _refusal(path: Path, error: Exception) -> str:
     wanted = re.search(r"(?:GLOBAL|global) `?([\w.]+)", text)
     if wanted:
         return f"{path} was not loaded: it is not just tensors, but asks for {wanted[1][:80]}"
-    lines = text.strip().splitlines() or [type(error).__name__]
-    return f"{path} is not a whole file of tensors: {lines[0][:160]}"
+    # What torch says before this is advice to load the file in a way that runs what it asks for.
+    said = text.rpartition("WeightsUnpickler error: ")[2].strip().splitlines()
+    return f"{path} is not a whole file of tensors: {(said or [type(error).__name__])[0][:160]}"
 
 
 def _tensors(value: Any, path: Path) -> dict[str, Tensor]:

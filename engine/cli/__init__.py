@@ -56,6 +56,10 @@ def _run(argv: Sequence[str] | None) -> int:
         # Whoever read our output has left; keep the interpreter from complaining at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a name that is too long, a disk that is full
+        where = "" if error.filename is None else f"{error.filename!s:.80}: "
+        print(f"livereel: {where}{error.strerror or error}", file=sys.stderr)
+        return _USAGE_ERROR
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -122,6 +122,8 @@ def _shot(values: object, folder: Path) -> Shot:
     for key in ("prompt", "seconds"):
         if key not in values:
             raise InputError(f"it has no {key}")
+    if not isinstance(values["prompt"], str):
+        raise InputError(f"prompt must be a text, got {values['prompt']!r:.40}")
     join, image = values.get("join", "cut"), values.get("image")
     if join not in _JOINS:
         raise InputError(f"join is {join!r:.40}; wanted {' or '.join(_JOINS)}")

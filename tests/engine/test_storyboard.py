@@ -133,6 +133,7 @@ def test_a_file_lists_shots(tmp_path: Path) -> None:
         ("[[shot]", "is not TOML"), ("shot = [1]", "shot 1: it must be a table"),
         (GOOD.replace("seconds = 1.5", ""), "shot 2: it has no seconds"),
         (GOOD.replace('"two"', '" "'), "shot 2: a shot's prompt is empty"),
+        (GOOD.replace('"two"', "2"), "shot 2: prompt must be a text, got 2"),
         (GOOD.replace("1.5", "0"), "shot 2: a shot's seconds are 0"),
         (GOOD.replace("1.5", "nan"), "seconds are nan"), (GOOD.replace("1.5", "true"), "True"),
         (GOOD.replace("blend", "wipe"), "join is 'wipe'; wanted cut or blend"),

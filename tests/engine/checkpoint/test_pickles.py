@@ -87,7 +87,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, how: str) -> None:
         read_pickle(path)
     assert not mark.exists()
     assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
     if how == "torch":
         assert "mkdir" in str(error.value)
 
