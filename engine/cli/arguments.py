@@ -51,6 +51,7 @@ def add_runner(parser: argparse.ArgumentParser) -> None:
     """`--decoder` and `--provider`."""
     parser.add_argument(
         "--decoder",
+        type=decoder,
         default="own",
         help='what makes pictures of latents: the VAE\'s "own", "tiny", which lies in the model\'s '
         "tiny_decoder/, or a .safetensors file of TAEHV's (default: own)",
@@ -85,9 +86,32 @@ def _above_zero(text: str, high: float) -> float:
 def lora(text: str) -> tuple[str, float]:
     """PATH or PATH:STRENGTH."""
     path, _, strength = text.rpartition(":")
-    if path and re.fullmatch(r"[+-]?\d{1,3}(\.\d{0,6})?", strength):
-        return path, float(strength)
-    return text, 1.0
+    if not path or not re.fullmatch(r"[+-]?\d{1,3}(\.\d{0,6})?", strength):
+        path, strength = text, "1"
+    _check_weights(path)
+    return path, float(strength)
+
+
+def decoder(text: str) -> str:
+    """What makes pictures of latents: "own", "tiny", or a file of weights."""
+    if text not in ("own", "tiny"):
+        _check_weights(text)
+    return text
+
+
+def _check_weights(name: str) -> None:
+    """Refuse what is no whole file of weights, before a model is loaded that they are for."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(name)
+    if path.is_dir():
+        return
+    try:
+        with safe_open(name, framework="np"):
+            return
+    except (SafetensorError, OSError, ValueError) as error:
+        what = f"is not a whole safetensors file: {error}" if path.exists() else "does not exist"
+    raise argparse.ArgumentTypeError(f"{name:.200} {what}")
 
 
 def strength(text: str) -> float:
