@@ -127,7 +127,7 @@ def dit_of(subject: Subject) -> Any:
         raise InputError("baselines share the DiT's weights, and those are in fp8: take --baseline "
                          "none")  # fmt: skip
     dit = part(subject.model.transformer, subject.dit)
-    leave_control_out(dit, subject.stream.control_channels)
+    leave_control_out(dit, subject.stream.told_channels)
     return dit
 
 

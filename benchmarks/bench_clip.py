@@ -73,7 +73,7 @@ class Ours:
             prompt=subject.prompt, negative="", frames=clip.frames, height=height, width=width,
             seed=SEED, steps=clip.steps, guidance=(clip.guidance, clip.guidance),
             text_length=subject.stream.max_sequence_length,
-            control_channels=subject.stream.control_channels,
+            told_channels=subject.stream.told_channels,
         )  # fmt: skip
         check_values(self._request)
         self.settings = f"{subject.dtype} on {self._runner.device}, {self._runner.road} road"

@@ -148,7 +148,7 @@ def probe_diffusers(
     pipeline = pipelines.from_pretrained(
         folder, torch_dtype=getattr(torch, startup.dtype), local_files_only=True
     )
-    leave_control_out(pipeline.transformer, stream.control_channels)
+    leave_control_out(pipeline.transformer, stream.told_channels)
     pipeline.to(startup.device)
     pipeline.set_progress_bar_config(disable=True)
     loaded = clock()

@@ -63,7 +63,7 @@ class Peer:
         transformer = _diffusers.WanTransformer3DModel.from_pretrained(
             folder / "transformer", torch_dtype=dtype
         )
-        leave_control_out(transformer, stream.control_channels)
+        leave_control_out(transformer, stream.told_channels)
         if setting.channels_last:
             channels_last(self.vae)
             channels_last(transformer)

@@ -39,6 +39,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "width": (8, MAX_SIDE, True),
     "height": (8, MAX_SIDE, True),
     "control_channels": (0, 64, True),
+    "goal_channels": (0, 128, True),
 }
 _MAX_TIMESTEPS = 1000
 
@@ -61,7 +62,8 @@ class StreamConfig:
     picture size in pixels, `fps` frames a second, `max_sequence_length` text tokens. A DiT that
     follows tracks has `control_channels`, as many as a latent frame has frames
     (`livereel.engine.sampling.track`); where `control_wraps`, what leaves the picture at one edge
-    comes in at the other.
+    comes in at the other. One that arrives at a picture that it is given has `goal_channels`: as
+    many as a latent frame has frames, and the latent's own (`livereel.engine.sampling.goal`).
 
     Raises `InputError` for a value of the wrong type or out of bounds.
     """
@@ -83,6 +85,7 @@ class StreamConfig:
     height: int = 480
     control_channels: int = 0
     control_wraps: bool = False
+    goal_channels: int = 0
 
     def __post_init__(self) -> None:
         for name, (low, high, whole) in _BOUNDS.items():
@@ -103,6 +106,11 @@ class StreamConfig:
                 f"({self.chunk_latents}), got {self.window}"
             )
 
+    @property
+    def told_channels(self) -> int:
+        """Channels that a DiT is given behind its latents' own: control's, then the goal's."""
+        return self.control_channels + self.goal_channels
+
     def chunk_size(self, index: int) -> int:
         """Latent frames of the stream's chunk number `index`, which counts from 0."""
         return self.first_chunk_latents if index == 0 else self.chunk_latents
@@ -112,6 +120,8 @@ class StreamConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if not self.control_channels:
             del values["control_channels"], values["control_wraps"]
+        if not self.goal_channels:
+            del values["goal_channels"]
         return {**values, "timesteps": list(self.timesteps)}
 
     @classmethod

@@ -158,6 +158,7 @@ class Engine:
         width: int | None = None,
         height: int | None = None,
         image: Frames | None = None,
+        last_image: Frames | None = None,
         clip: Frames | None = None,
         strength: float | None = None,
         loras: Mapping[str, float] | None = None,
@@ -173,10 +174,11 @@ class Engine:
         1 + 4n of them where a latent frame is 4), which it goes on from. With a `strength`, above 0
         and at most 1, the stream is made from frames that are given to `Session.push`, by the last
         `strength` of the steps. `loras` are strengths of those that `load_lora` has read. The
-        stream ends after `frames`, or never. `fps` is
-        the rate at which frames are due (the model's by default); with `pace` the session does with
-        less when it falls behind that rate (see `Session`). `start_frame` is the number of the
-        first frame: a stream that goes on where another one ended draws other noise.
+        stream ends after `frames`, or never; a model with `goal_channels` arrives with the last of
+        them at the picture `last_image`, uint8 `[H, W, 3]`. `fps` is the rate at which frames are
+        due (the model's by default); with `pace` the session does with less when it falls behind
+        that rate (see `Session`). `start_frame` is the number of the first frame: a stream that
+        goes on where another one ended draws other noise.
 
         Raises `InputError` for a value out of range, or for a model that makes whole clips only.
         """
@@ -195,6 +197,7 @@ class Engine:
         given = image[None] if image is not None and clip is None else clip
         if (image is not None) + (clip is not None) + (strength is not None) > 1:
             raise InputError("a stream starts from an image, from a clip or from frames pushed")
+        self._check_goal(last_image, frames, fed=strength is not None)
         steps_left(steps, 1.0 if strength is None else strength)
         chunk_frames = config.chunk_latents * self.runner.vae.temporal_factor
         state = StreamState(
@@ -206,6 +209,8 @@ class Engine:
             noise_offset=-(-start_frame // chunk_frames),
             pts=start_frame,
             given=None if given is None else self._given(given, width, height),
+            goal=None if last_image is None else self._given(last_image[None], width, height),
+            goal_ahead=(frames or 1) - 1,
             strength=1.0 if strength is None else strength,
             loras=dict(loras or {}),
         )
@@ -323,13 +328,12 @@ class Engine:
         if video is not None and len(video) < count:
             raise InputError(f"{count} frames are wanted of a video that has {len(video)}")
         if self.streams:
-            if last_image is not None:
-                raise InputError("a stream has no last picture; leave the last_image out")
             if tile:
                 raise InputError("a stream is not decoded in tiles; leave tile out")
             session = self.open(
                 prompt, seed=seed, steps=steps, width=width, height=height, image=image, clip=clip,
-                strength=None if video is None else strength, loras=loras, frames=count, fps=rate,
+                last_image=last_image, strength=None if video is None else strength, loras=loras,
+                frames=count, fps=rate,
             )  # fmt: skip
             chunks = []
             for chunk in session if video is None else session.through(video[:count]):
@@ -385,10 +389,23 @@ class Engine:
             fed=fed, loras=self.loras,
         )  # fmt: skip
 
+    def _check_goal(self, last_image: Frames | None, frames: int | None, *, fed: bool) -> None:
+        """Raise `InputError` for a last picture where there can be none."""
+        if last_image is None:
+            return
+        if not self.config.goal_channels:
+            raise InputError("this model's streams arrive at no picture; leave the last_image out")
+        if frames is None:
+            raise InputError("a last_image wants a number of frames that the stream ends after")
+        if fed:
+            raise InputError(
+                "a stream that is fed frames ends with these; leave the last_image out"
+            )
+
     @shortage_told()
     @torch.inference_mode()
     def _given(self, clip: Frames, width: int, height: int) -> Tensor:
-        """Latents of the frames that a stream starts from."""
+        """Latents of the frames that a stream starts from, or of the one that it arrives at."""
         check_picture(clip, width, height)
         factor = self.runner.vae.temporal_factor
         latents = (len(clip) - 1) // factor + 1

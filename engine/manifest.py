@@ -9,7 +9,8 @@
     versions   of what wrote it: {"livereel": "0.1.0", "torch": "2.13.0", ...}
     dtype      of the weights, the state and the activations
     stream     the recipe, as in `livereel.json`; its width and height are those of the graphs, and
-               where it has `control_channels`, the DiT's latents have so many more than `latent`
+               where it has `control_channels` or `goal_channels`, the DiT's latents have so many
+               more than `latent`
     seed       the rule that noise is drawn by
     latent     sizes and scale of the latents: see `Latent`
     graphs     by name: file, inputs, outputs, and which output is which input of the next call

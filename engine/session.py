@@ -266,6 +266,7 @@ class Session:
             *(state.caches or ()),
             *(state.encoder or ()),
             state.text, state.pending, state.recent, state.sinks, state.anchors, state.given,
+            state.goal,
         ]  # fmt: skip
         return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
@@ -399,7 +400,7 @@ class Session:
         with self._wake:
             cuts = [u.at for u in self._queue if u.cut and u.at is not None and u.at > pts]
         shown = frames[: min(cuts, default=pts + len(frames)) - pts]
-        state.track_at -= len(frames) - len(shown)
+        state.passed(len(shown) - len(frames))
         frames = shown
         state.index += 1
         state.pts += len(frames)

@@ -36,7 +36,7 @@ _LIMITS = {"seed": SEED_LIMIT, "latent": LATENT_LIMIT}
 _NUMBERS = (
     "seed", "steps", "width", "height", "noise_offset", "chunk", "latent", "index", "pts",
 )  # fmt: skip
-_LATENTS = ("recent", "sinks", "anchors", "given")
+_LATENTS = ("recent", "sinks", "anchors", "given", "goal")
 """What light snapshots hold."""
 
 
@@ -48,6 +48,8 @@ def save_state(state: StreamState, *, model: str, layout: str, light: bool) -> b
     values: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
     values |= {"format": FORMAT, "model": model, "light": light, "prompt": state.prompt}
     values["layout"] = layout
+    if state.goal is not None:  # one that is past is as one that is reached now
+        values["goal_ahead"] = max(0, state.goal_ahead)
     tensors = {name: getattr(state, name) for name in _LATENTS}
     # The first chunk may be the sinks, or was given, and the file wants memory of each one's own.
     tensors = {name: None if x is None else x.clone() for name, x in tensors.items()}
@@ -85,6 +87,7 @@ def load_state(
         values = json.loads(header["__metadata__"]["livereel"])
         light, owner, version = values["light"], values["model"], values["format"]
         numbers = {name: values[name] for name in _NUMBERS}
+        numbers["goal_ahead"] = values.get("goal_ahead", 0)
         prompt = values["prompt"]
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("these bytes are no LiveReel snapshot, or a damaged one") from error
@@ -131,7 +134,7 @@ def fill_state(
 
     state.pending, state.recent = take("pending"), take("recent")
     state.sinks, state.anchors = take("sinks"), take("anchors")
-    state.given = take("given")
+    state.given, state.goal = take("given"), take("goal")
     state.track, state.track_at = tensors["track"].double() if "track" in tensors else None, 1
     state.text = take("text", runner.dtype)
     k, v = take("ring.k", runner.dtype), take("ring.v", runner.dtype)
@@ -149,6 +152,7 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor that belongs to a state with these numbers."""
     config, channels = sampler.config, sampler.kept_channels
+    kept = "recent", "sinks", "anchors", "pending"
     given = tensors.get("given")
     if given is not None and (given.ndim != 5 or not 1 <= given.shape[2] <= MAX_GIVEN):
         raise InputError(f"the snapshot starts from latents of shape {tuple(given.shape)}")
@@ -162,10 +166,11 @@ def _shapes(
         "sinks": min(total, config.sinks),
         "anchors": len(sampler.old_anchors(total)),
         "given": 0 if given is None else given.shape[2],
+        "goal": 1 if "goal" in tensors and config.goal_channels else 0,
         "pending": total - state.latent,
     }
     shapes: dict[str, tuple[int, ...]] = {
-        name: (1, channels if name != "given" else sampler.channels, count, *sampler.size)
+        name: (1, channels if name in kept else sampler.channels, count, *sampler.size)
         for name, count in latents.items()
         if count
     }

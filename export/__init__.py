@@ -6,10 +6,10 @@ all state goes in and comes out. Nor do they draw noise or know about prompts' c
 seeds; that is the loop below. Batches are 1, shapes fixed. Latents, flow and frames are float32;
 text, keys, values and caches have the manifest's dtype.
 
-Letters: C latent channels, Cc `control_channels` (0 where the recipe has none), H W latent height
-and width, T `chunk_latents`, T1 `first_chunk_latents`, S `latent.past`, L `max_sequence_length`,
-D `latent.text_width`, n tokens a latent frame, h heads, d head width. A latent frame stands for
-`temporal_factor` (4) frames, a stream's first one for 1.
+Letters: C latent channels, Cc `control_channels` and `goal_channels` together (0 where the recipe
+has none), H W latent height and width, T `chunk_latents`, T1 `first_chunk_latents`, S
+`latent.past`, L `max_sequence_length`, D `latent.text_width`, n tokens a latent frame, h heads, d
+head width. A latent frame stands for `temporal_factor` (4) frames, a stream's first one for 1.
 
     text_encode       tokens [1,L] int64, mask [1,L] int64 (1 for a prompt's own tokens)
                       -> text [1,L,D]
@@ -34,12 +34,17 @@ is not there. So a ring can be given as it lies, and a chunk of fewer than T lat
 and its surplus marked by -1. What a chunk sees are the newest `window - T` latent frames before it,
 and the stream's first `sinks`.
 
-A model that follows a control, as the demo does, has Cc channels behind the latents' own: a map for
-each of the frames that a latent frame stands for, of which Cc is the number; the stream's first
-latent frame, which stands for one, has that one's map in all of them. A map is
+A model that follows a control, as the demo does, has `control_channels` behind the latents' own: a
+map for each of the frames that a latent frame stands for; the stream's first latent frame, which
+stands for one, has that one's map in all of them. A map is
 `exp(-(dx * dx + dy * dy) / 2)`, `dx` and `dy` being the latent pixels from where the object shall
 be, (x, y) in shares of W and H, to a pixel's center, and the shorter way, perhaps over the edge,
-where `control_wraps`. Zeros mean that it is not led. All calls of a chunk are given the same maps,
+where `control_wraps`. Zeros mean that it is not led. A model that arrives at pictures, as the demo
+does, has `goal_channels` behind these: again a plane for each of the frames, full of the share of
+the way from the frame before the chunk to the picture that is behind that frame (k / n for the k-th
+frame of a chunk where n are left, 1 from the picture on, 0 in a stream's first frame), and then the
+picture's latent, as `vae_encode_first` gives it, in each latent frame. Zeros mean that there is no
+picture, and are what they are given while a control leads. All calls of a chunk are given the same,
 the one at `context_noise` among them.
 
 A DiT that keeps no keys and values, trained on whole clips (CogVideoX), streams over windows that
@@ -92,7 +97,8 @@ A stream in plain onnxruntime and numpy, for a model whose first chunk is one la
         more = (past_k, past_v, np.int64(places)) if chunk else ()
         graph, shape = "denoise" if chunk else "denoise_first", (
             1, latent["channels"], count, latent["height"], latent["width"])
-        free = [(0, 0), (0, stream.get("control_channels", 0)), *[(0, 0)] * 3]  # zeros: not led
+        told = stream.get("control_channels", 0) + stream.get("goal_channels", 0)
+        free = [(0, 0), (0, told), *[(0, 0)] * 3]  # zeros: not led, and to no picture
         x = noise(chunk, 0, shape)
         for i, time in enumerate(stream["timesteps"]):
             flow = run(graph, np.pad(x, free), np.float32([time]), *prompt, *more)[0]

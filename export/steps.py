@@ -207,7 +207,7 @@ class Plan:
                 f"size {stream.width}x{stream.height} does not fit this model: width and height "
                 f"must be multiples of {grain}"
             )
-        if dit.condition_channels != stream.control_channels or dit.image_width is not None:
+        if dit.condition_channels != stream.told_channels or dit.image_width is not None:
             raise InputError(
                 f"{self.folder.path} is shown pictures in each pass, which no stream has"
             )
@@ -300,9 +300,9 @@ class Plan:
         yield "denoise", Step(step.eval(), inputs, outputs, "transformer")
 
     def _noisy(self, frames: int) -> dict[str, Tensor]:
-        """A chunk's latents, with the channels of a control behind them, and a timestep."""
+        """A chunk's latents, with what the DiT is told behind them, and a timestep."""
         latent, stream = self.latent, self.stream
-        channels = latent.channels + stream.control_channels
+        channels = latent.channels + stream.told_channels
         noisy = torch.zeros(1, channels, frames, latent.height, latent.width)
         return {"latent": noisy, "timestep": torch.full((1,), stream.timesteps[0])}
 

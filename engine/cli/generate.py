@@ -192,7 +192,7 @@ def _check(options: argparse.Namespace) -> _Plan:
                 f"{seconds:g} seconds at {fps:g} frames a second are {frames} frames; "
                 f"a video has 1 to {MAX_FRAMES}"
             )
-        if options.last_image is not None:  # the last picture is a latent frame's last
+        if options.last_image is not None and not folder.has_recipe:  # a latent frame's last
             frames -= (frames - 1) % memory.temporal_factor(folder)
     from ..media.reader import read_clip, read_image
 
@@ -232,8 +232,10 @@ def _check_start(options: argparse.Namespace, folder: ModelFolder) -> None:
     if options.strength is not None and options.video is None:
         raise InputError("--strength goes with --video")
     if folder.has_recipe:
-        if options.last_image is not None:
-            raise InputError("--last-image: this model streams, and a stream has no last picture")
+        if options.last_image is not None and not folder.stream.goal_channels:
+            raise InputError("--last-image: this model's streams arrive at no picture")
+        if options.last_image is not None and options.video is not None:
+            raise InputError("--last-image does not go with --video")
         return
     if options.extend is not None:
         raise InputError("--extend: this model makes whole clips; only a stream goes on from one")
@@ -349,6 +351,7 @@ def _frames(engine: Engine, options: argparse.Namespace, plan: _Plan) -> Iterato
         width=plan.width,
         height=plan.height,
         image=plan.image,
+        last_image=plan.last_image,
         clip=plan.clip,
         strength=None if plan.video is None else strength,
         loras=dict(options.lora),

@@ -38,8 +38,8 @@ class ClipRequest:
     `frames` of `height` x `width` pixels. `guidance` are the scales for the DiT and, in a model of
     two, for the one of low noise. `image` and `last_image` are the first and the last frame, uint8
     `[H, W, 3]`; `video`, uint8 `[frames, H, W, 3]`, is changed by the last `strength` of the steps.
-    `tile` says that the VAE works in tiles. A DiT that follows tracks by `control_channels` is led
-    nowhere in a clip.
+    `tile` says that the VAE works in tiles. Of what a DiT takes `told_channels` for it is told
+    nothing in a clip.
     """
 
     prompt: str
@@ -56,13 +56,13 @@ class ClipRequest:
     video: Frames | None = None
     strength: float = 1.0
     tile: bool = False
-    control_channels: int = 0
+    told_channels: int = 0
 
 
 def check_request(runner: TorchRunner, request: ClipRequest, *, clean_start: bool) -> None:
     """Raise `InputError` for pictures that this model has no use for, or lacks."""
     dit = runner.transformer
-    pictured = dit.condition_channels > request.control_channels
+    pictured = dit.condition_channels > request.told_channels
     wants = pictured or dit.image_width is not None
     if wants and request.image is None:
         raise InputError("this model starts from a picture: give it an image")
@@ -198,8 +198,8 @@ def _denoiser(
     if runner.low_noise is not None:
         dit = Experts(runner.transformer, runner.low_noise, runner.boundary)
     batch, _, count, *space = shape
-    if request.control_channels:
-        zeros = torch.zeros(batch, request.control_channels, count, *space, device=runner.device)
+    if request.told_channels:
+        zeros = torch.zeros(batch, request.told_channels, count, *space, device=runner.device)
         return Conditioned(dit, zeros, None)
     if request.image is None:
         return dit

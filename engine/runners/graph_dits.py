@@ -160,8 +160,8 @@ class GraphClip:
 
     @property
     def condition_channels(self) -> int:
-        """Channels of a control behind them."""
-        return self.manifest.stream.control_channels
+        """Channels of control and goal behind them."""
+        return self.manifest.stream.told_channels
 
     @property
     def spatial_patch(self) -> int:

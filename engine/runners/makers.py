@@ -236,7 +236,7 @@ def _passes(plan: ChunkPlan) -> list[StaticPass]:
 
 def _inputs(plan: ChunkPlan) -> list[Tensor]:
     """What differs from chunk to chunk, beside places and text."""
-    given = [x for x in (*plan.noise, plan.control) if x is not None]
+    given = [x for x in (*plan.noise, plan.told) if x is not None]
     return given if plan.open is None else [*given, plan.open.clean]
 
 

@@ -222,17 +222,18 @@ class TorchRunner:
         stream has these.
         """
         wanted = self.transformer.condition_channels
-        if wanted and not config.control_channels:
+        if wanted and not config.told_channels:
             raise InputError("this model starts from pictures: it makes whole clips, not streams")
         if self.low_noise is not None:
             raise InputError("this model has two DiTs: it makes whole clips, not streams")
-        if config.control_channels and {wanted, self.vae.temporal_factor} != {
-            config.control_channels
-        }:
+        frames = self.vae.temporal_factor
+        control, goal = config.control_channels, config.goal_channels
+        told = control in (0, frames) and goal in (0, frames + self.transformer.channels)
+        if not told or wanted != config.told_channels:
             raise InputError(
-                f"livereel.json has {config.control_channels} control_channels; the transformer "
-                f"takes {wanted}, and wanted is one for each of the {self.vae.temporal_factor} "
-                f"frames of a latent frame"
+                f"livereel.json has {control} control_channels and {goal} goal_channels; the "
+                f"transformer takes {wanted}, and wanted are {frames} and "
+                f"{frames + self.transformer.channels}, or 0"
             )
         factor = self.vae.spatial_factor
         return StreamSampler(

@@ -36,8 +36,8 @@ class ChunkPlan:
     """All that a chunk's latents are computed from: nothing more is asked of the host.
 
     `noise[0]` is the start and `noise[i + 1]` what step i mixes in, where the solver asks for it.
-    `passes` are the chunk's; they are given latents of `dtype`, and `control`, if there is any, as
-    channels behind them. With `negative`, flow is guided away from it by `scale`.
+    `passes` are the chunk's; they are given latents of `dtype`, and what they are `told`, if
+    anything, as channels behind them. With `negative`, flow is guided away from it by `scale`.
     """
 
     passes: Pass
@@ -48,13 +48,13 @@ class ChunkPlan:
     solver: Solver
     dtype: torch.dtype
     open: Open | None = None
-    control: Tensor | None = None
+    told: Tensor | None = None
 
     def first(self) -> Tensor:
         """The first step's flow. The cache pass left open, if there is one, is in it."""
         if self.open is None:
             return self._flow(self._start, 0)
-        x = self._controlled(self._start)
+        x = self._with_told(self._start)
         clean = self.open.clean.to(self.dtype)
         lead, own, time = clean.shape[2], x.shape[2], self._time(0, x)
         times = torch.cat([time.new_full((lead,), self.open.time), time.expand(own)]).unsqueeze(0)
@@ -75,13 +75,13 @@ class ChunkPlan:
         assert self.noise[0] is not None
         return self.noise[0]
 
-    def _controlled(self, x: Tensor) -> Tensor:
+    def _with_told(self, x: Tensor) -> Tensor:
         """What passes are given of latents."""
         x = x.to(self.dtype)
-        return x if self.control is None else torch.cat([x, self.control.to(self.dtype)], dim=1)
+        return x if self.told is None else torch.cat([x, self.told.to(self.dtype)], dim=1)
 
     def _flow(self, latents: Tensor, i: int) -> Tensor:
-        x = self._controlled(latents)
+        x = self._with_told(latents)
         return self._guided(self.passes.flow(x, self._time(i, x), self.text), x, i)
 
     def _guided(self, positive: Tensor, x: Tensor, i: int) -> Tensor:

@@ -25,12 +25,11 @@ from torch import Tensor
 
 from ..transfer import to_device
 from ..types import Place
-from . import schedule
+from . import goal, schedule, track
 from .chunk import ChunkPlan, Open
 from .named import stream_solver
 from .noise import normal
 from .solvers import Solver
-from .track import draw, frames_of, glide
 from .window import KVRing, window_of
 
 if TYPE_CHECKING:
@@ -56,8 +55,9 @@ class StreamState:
 
     `track` `[F, 2]` on the host is where the object shall be, if that is told; row `track_at`, or
     the last, is for the next chunk's first frame, and the one before it was the frame's before (NaN
-    where nothing was told). Of a DiT that is controlled, clean latents (but for
-    `given`) have the control that they were made under as channels behind their own.
+    where nothing was told). `goal` is the latent `[1, C, 1, H, W]` of a picture to arrive at,
+    `goal_ahead` how many frames after the next chunk's first one. Clean latents (but for `given`
+    and `goal`) have behind their own channels those that the DiT was told as they were made.
     """
 
     prompt: str
@@ -84,6 +84,14 @@ class StreamState:
     loras: Mapping[str, float] = field(default_factory=dict)
     track: Tensor | None = None
     track_at: int = 0
+    goal: Tensor | None = None
+    goal_ahead: int = 0
+
+    def passed(self, frames: int) -> None:
+        """Count frames, fewer than none where some are not to be shown after all, of which the DiT
+        was told."""
+        self.track_at += frames
+        self.goal_ahead -= frames
 
     def restart(self) -> None:
         """Back to the first frame of the same prompt and seed; numbering for the viewer goes on."""
@@ -140,8 +148,8 @@ class StreamSampler:
 
     @property
     def kept_channels(self) -> int:
-        """Channels of the clean latents that a state keeps: the control's are among them."""
-        return self.channels + self.config.control_channels
+        """Channels of the clean latents that a state keeps, with what the DiT was told."""
+        return self.channels + self.config.told_channels
 
     @cached_property
     def layout(self) -> Window:
@@ -210,7 +218,7 @@ class StreamSampler:
             solver=solver,
             dtype=self.dtype,
             open=joined,
-            control=self._control(state, count),
+            told=self._told(state, count),
         )
 
     @staticmethod
@@ -220,25 +228,25 @@ class StreamSampler:
             state.latent += state.pending.shape[2]
             state.pending = None
 
-    def lead(self, state: StreamState, track: Tensor) -> None:
-        """Have the next chunk and those after it follow another `track` `[F, 2]`: none where that
-        is empty, and a way within one chunk to a single position."""
+    def lead(self, state: StreamState, path: Tensor) -> None:
+        """Have the next chunk and those after it follow another track `path` `[F, 2]`: none where
+        that is empty, and a way within one chunk to a single position."""
         held = torch.full((2,), math.nan, dtype=torch.float64)
         if state.track is not None:
             held = state.track[min(state.track_at, len(state.track)) - 1]
-        if len(track) == 1:
+        if len(path) == 1:
             frames = self._frames(state, self.config.chunk_size(state.chunk))
-            track = glide(held, track[0], frames, wraps=self.config.control_wraps)
-        state.track = torch.cat([held.unsqueeze(0), track]) if len(track) else None
+            path = track.glide(held, path[0], frames, wraps=self.config.control_wraps)
+        state.track = torch.cat([held.unsqueeze(0), path]) if len(path) else None
         state.track_at = 1
 
     def keep(self, state: StreamState, latents: Tensor) -> None:
         """Take a chunk's clean latents into the state, its cache pass still to be run."""
         count = latents.shape[2]
-        control = self._control(state, count)
-        if control is not None:
-            latents = torch.cat([latents, control.to(latents)], dim=1)
-            state.track_at += self._frames(state, count)
+        told = self._told(state, count)
+        if told is not None:
+            latents = torch.cat([latents, told.to(latents)], dim=1)
+            state.passed(self._frames(state, count))
         recent = latents if state.recent is None else torch.cat([state.recent, latents], dim=2)
         total = state.latent + latents.shape[2]
         if anchors := self.old_anchors(total):
@@ -304,22 +312,38 @@ class StreamSampler:
     def _place(self, first: int, count: int) -> Place:
         return Place(first, count, tuple(self.layout.visible(first)))
 
-    def _control(self, state: StreamState, count: int) -> Tensor | None:
-        """The control `[1, Cc, T, H, W]` of the state's next chunk, of `count` latent frames."""
-        channels = self.config.control_channels
-        if not channels:
+    def _told(self, state: StreamState, count: int) -> Tensor | None:
+        """What the DiT is told of the state's next chunk, of `count` latent frames, behind its
+        latents: `[1, told_channels, T, H, W]`, control and goal; of a goal nothing while a track
+        leads."""
+        config = self.config
+        if not config.told_channels:
             return None
-        if state.track is None:
-            return torch.zeros(1, channels, count, *self.size, device=self.device)
-        maps = draw(
-            state.track[min(state.track_at, len(state.track) - 1) :], count, self.size, channels,
-            first=state.chunk == 0, wraps=self.config.control_wraps,
-        )  # fmt: skip
-        return to_device(maps, self.device)
+        control, arrival = (
+            torch.zeros(1, channels, count, *self.size, device=self.device)
+            for channels in (config.control_channels, config.goal_channels)
+        )
+        if state.track is not None and config.control_channels:
+            maps = track.draw(
+                state.track[min(state.track_at, len(state.track) - 1) :], count, self.size,
+                self._factor, first=state.chunk == 0, wraps=config.control_wraps,
+            )  # fmt: skip
+            control = to_device(maps, self.device)
+        elif state.goal is not None and config.goal_channels:
+            frames = self._frames(state, count)
+            shares = goal.shares(frames, state.goal_ahead, first=state.chunk == 0)
+            arrival = goal.draw(state.goal, to_device(shares, self.device), self._factor)
+        return torch.cat([control, arrival.to(control)], dim=1)
+
+    @property
+    def _factor(self) -> int:
+        """Frames of a latent frame, of a model that is told of frames."""
+        config = self.config
+        return config.control_channels or config.goal_channels - self.channels
 
     def _frames(self, state: StreamState, count: int) -> int:
         """Frames of the state's next chunk, of `count` latent frames."""
-        return frames_of(count, self.config.control_channels, first=state.chunk == 0)
+        return track.frames_of(count, self._factor, first=state.chunk == 0)
 
     def _at(self, state: StreamState, *places: Place) -> Pass:
         if state.ring is None:

@@ -63,8 +63,8 @@ def controls(session: Session) -> list[torch.Tensor]:
 
     def watched(*args: Any) -> Any:
         made = plan(*args)
-        assert made.control is not None
-        seen.append(made.control)
+        assert made.told is not None
+        seen.append(made.told)
         return made
 
     object.__setattr__(session._sampler, "plan", watched)
@@ -196,7 +196,9 @@ def test_what_cannot_be_followed_is_refused(engine: Engine, led: Engine) -> None
         led.open(PROMPT).update(control=(0.5, 1.5))
     stream = replace(engine.config, control_channels=4)
     wrong = replace(engine, folder=replace(engine.folder, stream=stream))
-    with pytest.raises(InputError, match="has 4 control_channels; the transformer takes 0"):
+    with pytest.raises(
+        InputError, match="has 4 control_channels and 0 goal_channels; the transformer takes 0"
+    ):
         wrong.open(PROMPT)
     assert isinstance(led.runner, TorchRunner)
     with pytest.raises(InputError, match="starts from pictures"):
