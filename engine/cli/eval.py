@@ -93,6 +93,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="lead the objects of N streams of --seconds along drawn paths, for a model that "
         "follows control, and tell how far they are off, in place of scoring it",
     )
+    parser.add_argument(
+        "--arrive",
+        type=arguments.whole(1, 10_000),
+        metavar="N",
+        help="give N clips of --seconds a first and a last picture, for a model that arrives at "
+        "one, and tell how far they are off, in place of scoring it",
+    )
     parser.add_argument("--plot", metavar="FILE.png", help="draw the measures of --metrics")
     arguments.add_model(parser)
     arguments.add_runner(parser)
@@ -106,6 +113,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--plot goes with --metrics")
     if options.follow is not None:
         return _follow(options)
+    if options.arrive is not None:
+        return _arrive(options)
     if options.clips + options.streams + options.changes + options.scenes == 0:
         raise InputError("nothing to score: --clips, --streams, --changes and --scenes are all 0")
     if options.json is not None:
@@ -240,6 +249,32 @@ def _follow(options: argparse.Namespace) -> int:
     print(to_line(metrics))
     if options.json is not None:
         Path(options.json).write_text(json.dumps(finite(asdict(metrics)), indent=2) + "\n")
+    return 0
+
+
+def _arrive(options: argparse.Namespace) -> int:
+    """How exactly clips end with a picture."""
+    if options.json is not None:
+        arguments.check_file(Path(options.json))
+    stream = arguments.find_model(options.model).stream
+    if not stream.goal_channels:
+        raise InputError(f"{options.model} arrives at no picture: its livereel.json has none")
+
+    from ..demo.arrival import arrive
+    from ..media.metrics import finite
+
+    show = _Stages()
+    outcome = arrive(
+        arguments.load_engine(options),
+        clips=options.arrive,
+        frames=max(2, round(options.seconds * stream.fps)),
+        seed=options.seed,
+        progress=show,
+    )
+    show.clear()
+    print(outcome.to_line())
+    if options.json is not None:
+        Path(options.json).write_text(json.dumps(finite(outcome.to_dict()), indent=2) + "\n")
     return 0
 
 

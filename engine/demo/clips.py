@@ -6,7 +6,7 @@ Shapes: B batch, F pixel frames, H W space.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from . import scenes
+from .arrival import arrival_story
 from .scenes import Frames
 from .steering import CONTROL_CHANNELS, chunk_edges, led_story
 
@@ -159,25 +160,60 @@ def render_story(drawn: Sequence[scenes.Scene], chunks: Sequence[int]) -> Frames
     )
 
 
-def stories(
-    chunks: Sequence[int], batch: int, seed: int
-) -> Iterator[tuple[Frames, Tensor, Tensor]]:
-    """Endless batches for the DiT: frames `[B, F, H, W, 3]`, captions `[B, chunks]` as rows of
-    `scenes.all_captions()`, control `[B, 4, T, 16, 16]`: half of the clips are led by it, in the
-    others it is zeros."""
+@dataclass(frozen=True)
+class Stories:
+    """A batch for the DiT: `frames` `[B, F, H, W, 3]`; `captions` `[B, chunks]` as rows of
+    `scenes.all_captions()`; `control` `[B, 4, T, 16, 16]`; the pictures that they arrive at, `goal`
+    `[B, 1, H, W, 3]`, with its `shares` `[B, 4, T]` and `told` `[B]`, the latent frame from which
+    on the DiT is told of it. Of a story that is not led, control is zeros, and one without a goal
+    is never told of it."""
+
+    frames: Frames
+    captions: Tensor
+    control: Tensor
+    goal: Frames
+    shares: Tensor
+    told: Tensor
+
+
+def stories(chunks: Sequence[int], batch: int, seed: int) -> Iterator[Stories]:
+    """Endless batches: four of ten stories are led, three arrive somewhere, three do neither."""
     rng = np.random.default_rng(seed)
-    rows = {caption: i for i, caption in enumerate(scenes.all_captions())}
-    side = scenes.GRID // 8
     while True:
-        clips, labels, controls = [], [], []
-        for _ in range(batch):
-            drawn = draw_scenes(rng, chunks)
-            if rng.random() < 0.5:
-                frames, control = led_story(drawn, rng, chunks, side)
-            else:
-                frames = render_story(drawn, chunks)
-                control = torch.zeros(1, CONTROL_CHANNELS, sum(chunks), side, side)
-            clips.append(frames)
-            labels.append([rows[scene.caption] for scene in drawn])
-            controls.append(control)
-        yield np.stack(clips), torch.tensor(labels), torch.cat(controls)
+        yield _batch([_story(chunks, rng) for _ in range(batch)])
+
+
+def _story(chunks: Sequence[int], rng: np.random.Generator) -> Stories:
+    drawn, kind = draw_scenes(rng, chunks), rng.random()
+    length, side = sum(chunks), scenes.GRID // 8
+    control = torch.zeros(1, CONTROL_CHANNELS, length, side, side)
+    shares, told = torch.zeros(CONTROL_CHANNELS, length), length
+    if kind < 0.4:
+        frames, control = led_story(drawn, rng, chunks, side)
+        picture = frames[-1]
+    elif kind < 0.7:
+        story = arrival_story(drawn, rng, chunks)
+        frames, picture, shares, told = story.frames, story.picture, story.shares, story.told
+    else:
+        frames = render_story(drawn, chunks)
+        picture = frames[-1]
+    rows = {caption: i for i, caption in enumerate(scenes.all_captions())}
+    return Stories(
+        frames[None],
+        torch.tensor([[rows[scene.caption] for scene in drawn]]),
+        control,
+        picture[None, None],
+        shares[None],
+        torch.tensor([told]),
+    )
+
+
+def _batch(drawn: Sequence[Stories]) -> Stories:
+    return Stories(
+        np.concatenate([story.frames for story in drawn]),
+        torch.cat([story.captions for story in drawn]),
+        torch.cat([story.control for story in drawn]),
+        np.concatenate([story.goal for story in drawn]),
+        torch.cat([story.shares for story in drawn]),
+        torch.cat([story.told for story in drawn]),
+    )

@@ -13,6 +13,8 @@ from ..text.vocabulary import build_tokenizer
 from .clips import words
 from .steering import CONTROL_CHANNELS
 
+GOAL_CHANNELS = CONTROL_CHANNELS + 16
+"""The shares of the way to a picture (`livereel.engine.sampling.goal`), and its latent."""
 VAE_CONFIG: dict[str, Any] = {
     "base_dim": 16,
     "z_dim": 16,
@@ -29,7 +31,7 @@ DIT_CONFIG: dict[str, Any] = {
     "patch_size": [1, 2, 2],
     "num_attention_heads": 4,
     "attention_head_dim": 64,
-    "in_channels": 16 + CONTROL_CHANNELS,
+    "in_channels": 16 + CONTROL_CHANNELS + GOAL_CHANNELS,
     "out_channels": 16,
     "text_dim": 128,
     "freq_dim": 256,

@@ -106,6 +106,19 @@ def led_story(
     path = draw_path(rng, before, (1, *chunks[begins:ends]))[1:]
     if not begins:  # the first latent frame is one frame
         path = path[_FACTOR - 1 :]
+    frames = render_sent(scenes, path, chunks, begins, ends)
+    untold = np.full((edges[-1], 2), np.nan)
+    untold[start : edges[ends]] = path
+    return frames, control_of(untold, size)
+
+
+def render_sent(
+    scenes: Sequence[Scene], path: Track, chunks: Sequence[int], begins: int, ends: int
+) -> Frames:
+    """Frames of chunks of so many latent frames, each of a scene of its own: from chunk `begins` up
+    to `ends` the object takes a path, and else it moves as its caption says."""
+    edges = chunk_edges(chunks)
+    start = edges[begins]
     frames, last = [], (0.0, 0.0)
     for i, (scene, (first, stop)) in enumerate(zip(scenes, pairwise(edges), strict=True)):
         if begins <= i < ends:
@@ -117,9 +130,7 @@ def led_story(
             scene = replace(scene, center=(float(x % GRID), float(y % GRID)))
         frames.append(scene.render(first, stop - first))
         last = scene.position(stop - 1)
-    untold = np.full((edges[-1], 2), np.nan)
-    untold[start : edges[ends]] = path
-    return np.concatenate(frames), control_of(untold, size)
+    return np.concatenate(frames)
 
 
 def follow(

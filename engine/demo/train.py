@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from ..sampling.schedule import linspace
 from . import scenes
 from .clips import CHUNKS, draw_ahead, mosaics, near, pictures, stories, to_float, words
 from .losses import decoder_loss, dit_loss, vae_loss
-from .model import DIT_CONFIG, MAX_TEXT, TIME_SHIFT, VAE_CONFIG, TextToVideo
+from .model import DIT_CONFIG, GOAL_CHANNELS, MAX_TEXT, TIME_SHIFT, VAE_CONFIG, TextToVideo
 from .optimize import load_weights, run_loop, save_weights
 from .pack import pack
 from .steering import CONTROL_CHANNELS
@@ -91,11 +92,23 @@ def train_vae(
 
 @dataclass(frozen=True)
 class Pool:
-    """Drawn stories, encoded: normalized latents, captions as rows of all_captions(), control."""
+    """Drawn stories (`Stories`), encoded; latents are normalized."""
 
     latents: Tensor  # [stories, C, T, H, W]
     captions: Tensor  # [stories, chunks]
     control: Tensor  # [stories, CONTROL_CHANNELS, T, H, W]
+    goal: Tensor  # [stories, C, 1, H, W]
+    shares: Tensor  # [stories, CONTROL_CHANNELS, T]
+    told: Tensor  # [stories]
+
+    def channels(self, rows: Tensor) -> Tensor:
+        """What the DiT is told of these stories behind its latents' channels, fp32."""
+        shares, told = self.shares[rows], self.told[rows].view(-1, 1, 1, 1, 1)
+        (_, count), (height, width) = shares.shape[1:], self.goal.shape[3:]
+        planes = shares[..., None, None].expand(-1, -1, -1, height, width)
+        arrives = torch.cat([planes, self.goal[rows].expand(-1, -1, count, -1, -1)], dim=1)
+        known = torch.arange(count).view(1, 1, -1, 1, 1) >= told
+        return torch.cat([self.control[rows].float(), arrives * known], dim=1)
 
 
 @torch.no_grad()
@@ -103,23 +116,28 @@ def encode_pool(run: Path, *, clips: int, seed: int, machine: Machine) -> None:
     """Draw clips, and four times as many pictures; encode them with the trained VAE for the DiT."""
     vae = read_vae(run, machine).to(torch.bfloat16)
     data: dict[str, Tensor] = {}
+
+    def encode(frames: scenes.Frames) -> Tensor:
+        batch = to_float(frames).to(machine.device, torch.bfloat16)
+        batch = batch.contiguous(memory_format=torch.channels_last_3d)
+        return vae.encode(batch)[0].cpu().contiguous()
+
     for name, chunks, size, batches in (
         ("clip", CHUNKS, 4, clips // 4),
         ("picture", (1,), 32, clips // 8),
     ):
-        latents, captions, controls = [], [], []
-        for frames, labels, control in islice(
-            draw_ahead(partial(stories, chunks, size), seed + 1000, machine.workers), batches
-        ):
-            batch = to_float(frames).to(machine.device, torch.bfloat16)
-            batch = batch.contiguous(memory_format=torch.channels_last_3d)
-            latents.append(vae.encode(batch)[0].cpu().contiguous())
-            captions.append(labels)
-            controls.append(control.to(torch.bfloat16))
-            if len(latents) % 100 == 0:
-                print(f"{len(latents) * size} of {batches * size} {name}s encoded", flush=True)
-        data[f"{name}s"], data[f"{name}_captions"] = torch.cat(latents), torch.cat(captions)
-        data[f"{name}_control"] = torch.cat(controls)
+        encoded: dict[str, list[Tensor]] = defaultdict(list)
+        drawn = draw_ahead(partial(stories, chunks, size), seed + 1000, machine.workers)
+        for number, batch in enumerate(islice(drawn, batches), 1):
+            encoded[f"{name}s"].append(encode(batch.frames))
+            encoded[f"{name}_captions"].append(batch.captions)
+            encoded[f"{name}_control"].append(batch.control.to(torch.bfloat16))
+            encoded[f"{name}_goal"].append(encode(batch.goal))
+            encoded[f"{name}_shares"].append(batch.shares)
+            encoded[f"{name}_told"].append(batch.told)
+            if number % 100 == 0:
+                print(f"{number * size} of {batches * size} {name}s encoded", flush=True)
+        data |= {key: torch.cat(parts) for key, parts in encoded.items()}
     sample = data["clips"].float()
     data["mean"] = sample.mean(dim=(0, 2, 3, 4))
     # A channel that says little must not be blown up to the size of those that say much.
@@ -135,7 +153,8 @@ def load_pool(run: Path) -> tuple[Pool, Pool]:
     mean, std = (data[name].view(1, -1, 1, 1, 1) for name in ("mean", "std"))
     clips, pictures = (
         Pool((data[f"{name}s"].float() - mean) / std, data[f"{name}_captions"],
-             data[f"{name}_control"])
+             data[f"{name}_control"], (data[f"{name}_goal"].float() - mean) / std,
+             data[f"{name}_shares"], data[f"{name}_told"])
         for name in ("clip", "picture")
     )  # fmt: skip
     return clips, pictures
@@ -163,8 +182,8 @@ def train_dit(
 
     def loss_on(pool: Pool, size: int, rollout: float) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(pool.latents), (scale * size,))
-        latents, control = (x[rows].to(machine.device) for x in (pool.latents, pool.control))
-        return dit_loss(model, latents, pool.captions[rows], control.float(), rollout)
+        latents, told = (x.to(machine.device) for x in (pool.latents[rows], pool.channels(rows)))
+        return dit_loss(model, latents, pool.captions[rows], told, rollout)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         if time.monotonic() - start < 60 * minutes * picture_share:
@@ -204,6 +223,7 @@ def write_model(run: Path, out: Path, *, steps: int, guidance: float) -> None:
         height=scenes.GRID,
         control_channels=CONTROL_CHANNELS,
         control_wraps=True,
+        goal_channels=GOAL_CHANNELS,
     )
     pack(
         out,

@@ -53,16 +53,20 @@ def test_a_story_changes_its_caption_at_chunk_edges_and_holds_nothing_held_out()
     assert not any(is_held_out(caption) for row in labels for caption in row)
 
 
-def test_half_of_the_stories_are_led() -> None:
+def test_some_stories_are_led_others_arrive_and_some_do_neither() -> None:
     batches = list(islice(stories(CHUNKS, 4, seed=0), 5))
-    frames, captions, control = batches[0]
-    assert frames.shape == (4, 37, 128, 128, 3) and captions.shape == (4, 4)
-    assert control.shape == (4, 4, 10, 16, 16)
-    led = torch.cat([one for *_, one in batches]).flatten(1).amax(1) > 0
-    assert 4 < int(led.sum()) < 16
+    first = batches[0]
+    assert first.frames.shape == (4, 37, 128, 128, 3) and first.captions.shape == (4, 4)
+    assert first.control.shape == (4, 4, 10, 16, 16) and first.goal.shape == (4, 1, 128, 128, 3)
+    led = torch.cat([one.control for one in batches]).flatten(1).amax(1) > 0
+    arrive = torch.cat([one.told for one in batches]) < 10
+    shares = torch.cat([one.shares for one in batches]).flatten(1).amax(1)
+    assert not (led & arrive).any() and not shares[~arrive].any()
+    kinds = int(led.sum()), int(arrive.sum()), int((~led & ~arrive).sum())
+    assert min(kinds) > 1
     single = next(stories((1,), 2, seed=0))
-    assert [tuple(part.shape) for part in single] == [
-        (2, 1, 128, 128, 3), (2, 1), (2, 4, 1, 16, 16),
+    assert [tuple(part.shape) for part in vars(single).values()] == [
+        (2, 1, 128, 128, 3), (2, 1), (2, 4, 1, 16, 16), (2, 1, 128, 128, 3), (2, 4, 1), (2,),
     ]  # fmt: skip
 
 
@@ -82,7 +86,7 @@ def test_every_weight_of_the_dit_and_text_encoder_learns(rollout: float) -> None
     model = TextToVideo()
     # The last projection starts at zero and would hold back all gradients before it.
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.1)
-    latents, control = (torch.randn(2, c, sum(CHUNKS[:3]), 16, 16) for c in (16, 4))
+    latents, control = (torch.randn(2, c, sum(CHUNKS[:3]), 16, 16) for c in (16, 24))
     captions = torch.tensor([[0, 1, 2]] * 2)
     loss, parts = dit_loss(model, latents, captions, control, rollout)
     loss.backward()
