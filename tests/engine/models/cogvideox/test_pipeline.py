@@ -22,6 +22,7 @@ from diffusers import (
 )
 from diffusers.schedulers import scheduling_dpm_cogvideox
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -30,6 +31,7 @@ from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, InputError
 from livereel.engine.models.cogvideox.fused_vae import FusedVAE
 from livereel.engine.models.cogvideox.vae import CogVideoXVAE
+from livereel.engine.models.taehv.decoder import TinyDecoder
 from livereel.engine.runners import clips
 from livereel.engine.runners.roads import roads_of
 from livereel.engine.runners.tiled import Tile
@@ -364,3 +366,47 @@ def test_generate_streams_where_there_is_a_recipe(streaming: Engine) -> None:
         streaming.generate(PROMPT, frames=9, tile=True)
     session = streaming.open(PROMPT, seed=5, frames=9)
     assert np.array_equal(video.frames, np.concatenate([chunk.frames for chunk in session]))
+
+
+def test_loras_are_those_of_peft_and_leave_no_trace(streaming: Engine, tmp_path: Path) -> None:
+    """Two at once, one in the names of a pipeline and one in an adapter's."""
+    torch.manual_seed(0)
+    layers = {"transformer_blocks.0.attn1.to_q": (32, 32),
+              "transformer_blocks.1.ff.net.0.proj": (128, 32)}  # fmt: skip
+    engine = Engine.load(streaming.folder.path, device="cpu", dtype="float32")
+    plain = [chunk.frames for chunk in engine.open(PROMPT, seed=5, frames=17)]
+    theirs = CogVideoXTransformer3DModel.from_pretrained(engine.folder.path / "transformer")
+    for prefix, file, strength in (("transformer", "a", 0.8), ("base_model.model", "b", -0.5)):
+        tensors: dict[str, torch.Tensor] = {}
+        for name, (outputs, inputs) in layers.items():
+            down, up = torch.randn(2, inputs) * 0.3, torch.randn(outputs, 2) * 0.3
+            tensors |= {f"{prefix}.{name}.lora_A.weight": down}
+            tensors |= {f"{prefix}.{name}.lora_B.weight": up}
+            theirs.get_submodule(name).weight.data += strength * up @ down
+        save_file(tensors, tmp_path / f"{file}.safetensors")
+        engine.load_lora(tmp_path / f"{file}.safetensors")
+    x, text, t = torch.randn(1, 4, 3, 4, 6), torch.randn(1, 9, 12), torch.tensor([500.0])
+    assert engine.loras is not None and isinstance(engine.runner, TorchRunner)
+    engine.loras.use({"a": 0.8, "b": -0.5})
+    with torch.no_grad():
+        wanted = theirs(x.transpose(1, 2), text, t, return_dict=False)[0].transpose(1, 2)
+        found = engine.runner.transformer(x, t, text)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    session = engine.open(PROMPT, seed=5, frames=17)
+    assert np.array_equal(next(session).frames, plain[0])
+    session.update(loras={"b": 2.0})
+    assert not np.array_equal(next(session).frames, plain[1])
+    again = [chunk.frames for chunk in engine.open(PROMPT, seed=5, frames=17)]
+    assert all(np.array_equal(a, b) for a, b in zip(again, plain, strict=True))
+
+
+@torch.no_grad()
+def test_a_tiny_decoder_streams_in_the_vae_s_place(streaming: Engine, tmp_path: Path) -> None:
+    save_file(TinyDecoder(4, (8, 6, 4, 4), 1).state_dict(), tmp_path / "taecvx.safetensors")
+    tiny = tmp_path / "taecvx.safetensors"
+    engine = Engine.load(streaming.folder.path, device="cpu", dtype="float32", decoder=tiny)
+    chunks = [chunk.frames for chunk in engine.open(PROMPT, seed=5, frames=17)]
+    assert [len(frames) for frames in chunks] == [1, 8, 8]
+    whole = engine.decode(engine.runner.vae.denormalize(latents_of(streaming, 3)))
+    wanted = (whole[0].permute(1, 2, 3, 0) + 1) * 127.5
+    assert np.abs(np.concatenate(chunks) - wanted.numpy()).max() <= 0.5 + 1e-2
