@@ -57,8 +57,8 @@ from .conv_tile import (
     weight_in_blocks,
     zero_sums,
 )
-from .jit import jit, tl, triton
-from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
+from .jit import custom_op, jit, launch, tl, triton
+from .rms_norm_silu import launch_rms_norm_silu, rms_norm_silu_reference
 from .tuning import Config, Tunable, configuration
 
 
@@ -200,7 +200,7 @@ def _causal_conv3d_kernel(
             )  # fmt: skip
 
 
-@torch.library.custom_op("livereel::causal_conv3d", mutates_args=())
+@custom_op("causal_conv3d")
 def causal_conv3d(
     x: Tensor, cache: Tensor | None, weight: Tensor, bias: Tensor | None = None,
     residual: Tensor | None = None, gain: Tensor | None = None, stride_t: int = 1, stride: int = 1,
@@ -231,18 +231,18 @@ def causal_conv3d(
     fused = gain is not None and config["channels"] >= call.c_out
     written = keep_y or not fused
     steps = call.t_out // config["frames"]
-    with torch.cuda.device_of(x):
-        if config["tma"]:
-            triton.set_allocator(scratch)
-            past = past.contiguous()  # a descriptor's strides are not 0
-        _causal_conv3d_kernel[(call.programs(config), call.batch * steps)](
-            x, past, weight, bias, residual, gain if fused else None, y if written else None,
-            activated if fused else None, call.t_out, call.h, call.w, call.h_out, call.w_out,
-            x.stride(0), x.stride(1), past.stride(0), past.stride(1), y[0, 0].numel(),
-            **call.constants(config), **launch_options(config),
-        )  # fmt: skip
+    if config["tma"]:
+        triton.set_allocator(scratch)
+        past = past.contiguous()  # a descriptor's strides are not 0
+    launch(
+        _causal_conv3d_kernel, (call.programs(config), call.batch * steps),
+        x, past, weight, bias, residual, gain if fused else None, y if written else None,
+        activated if fused else None, call.t_out, call.h, call.w, call.h_out, call.w_out,
+        x.stride(0), x.stride(1), past.stride(0), past.stride(1), y[0, 0].numel(),
+        **call.constants(config), **launch_options(config),
+    )  # fmt: skip
     if gain is not None and not fused:
-        activated = rms_norm_silu(y, gain)
+        activated = launch_rms_norm_silu(y, gain)
     kept = _newest(x, cache, call.history)
     return y if keep_y else x.new_empty(0), activated, kept
 

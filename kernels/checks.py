@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .jit import INTERPRETED
+from .jit import INTERPRETED, is_traced
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -64,6 +64,15 @@ def check_modulation(op: str, name: str, m: Tensor, x: Tensor) -> None:
             f"{op} wants {name} fp32 [{batch} or 1, {frames} or 1, 1, {width}], "
             f"unit stride over the last; got {describe(m)}"
         )
+
+
+def is_aligned(x: Tensor) -> bool:
+    """Whether `x` begins where the tensor memory accelerator can load, at a multiple of 16 bytes.
+
+    What has no memory yet gets such as torch gives out, which begins so.
+    """
+    start = x.storage_offset() * x.element_size() if is_traced() else x.data_ptr()
+    return start % 16 == 0
 
 
 def modulation_strides(m: Tensor) -> tuple[int, int]:

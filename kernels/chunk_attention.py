@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .checks import check_device, describe
 from .compile import Shipped
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .qk_norm_rope import rotate_pairs, time_pairs, time_rotations
 from .tuning import Config, Tunable, configuration
 
@@ -228,7 +228,7 @@ def _chunk_attention_kernel(
     tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=(at < end)[:, None])
 
 
-@torch.library.custom_op("livereel::chunk_attention", mutates_args=())
+@custom_op("chunk_attention")
 def chunk_attention(
     q: Tensor, k: Tensor, v: Tensor, runs: Tensor, shifts: Tensor | None, block: int
 ) -> Tensor:
@@ -253,16 +253,16 @@ def chunk_attention(
     config = configuration("chunk_attention", key, _default(q, n_q), q.device)
     rows = config["rows"]
     tiles = triton.cdiv(first, rows) + (groups - 1) * triton.cdiv(block, rows)
-    with torch.cuda.device_of(q):
-        triton.set_allocator(_scratch)
-        _chunk_attention_kernel[(tiles, h, b)](
-            q, k, v, runs, shifts, out,
-            n_q, first, block, tokens, slots * tokens, k.stride(0), h, _scale(d),
-            D=d, RUNS=width, PAIRS=0 if shifts is None else shifts.shape[3],
-            BM=rows, BN=config["keys"], STAGES=config["num_stages"],
-            SPECIALIZE=shifts is None and bool(config["specialize"]),
-            num_warps=config["num_warps"], num_stages=config["num_stages"],
-        )  # fmt: skip
+    triton.set_allocator(_scratch)
+    launch(
+        _chunk_attention_kernel, (tiles, h, b),
+        q, k, v, runs, shifts, out,
+        n_q, first, block, tokens, slots * tokens, k.stride(0), h, _scale(d),
+        D=d, RUNS=width, PAIRS=0 if shifts is None else shifts.shape[3],
+        BM=rows, BN=config["keys"], STAGES=config["num_stages"],
+        SPECIALIZE=shifts is None and bool(config["specialize"]),
+        num_warps=config["num_warps"], num_stages=config["num_stages"],
+    )  # fmt: skip
     return out
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_device, check_like, check_vector, describe
+from .checks import FLOATS, check_device, check_like, check_vector, describe, is_aligned
 from .conv_tile import block_for, block_of, piece_of
 from .tuning import Config
 
@@ -166,8 +166,7 @@ class ConvCall:
             self.c_in % 8 == 0
             and self.c_out // self.frames_out % 8 == 0
             and all(
-                t.data_ptr() % 16 == 0 and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0
-                for t in (x, past)
+                is_aligned(t) and t.stride(0) % 8 == 0 and t.stride(1) % 8 == 0 for t in (x, past)
             )
         )
         hopper = torch.cuda.get_device_capability(x.device)[0] == 9

@@ -20,7 +20,7 @@ from .checks import (
     modulation_strides,
 )
 from .compile import Shipped
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 _WIDTHS = (1536, 3072, 5120)
@@ -65,7 +65,7 @@ def _gate_residual_kernel(
     tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::gate_residual", mutates_args=())
+@custom_op("gate_residual")
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """`x + gate y` in the dtype of `x`, computed in fp32 and rounded once, on CUDA.
 
@@ -83,20 +83,21 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     config = configuration("gate_residual", f"D{width}", _default(width), x.device)
     block = config["block"]
     grid = (batch * frames, triton.cdiv(tokens, config["rows"]), triton.cdiv(width, block))
-    with torch.cuda.device_of(x):
-        _gate_residual_kernel[grid](
-            x,
-            y,
-            gate,
-            out,
-            tokens,
-            frames,
-            *modulation_strides(gate),
-            WIDTH=width,
-            BLOCK=block,
-            ROWS=config["rows"],
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _gate_residual_kernel,
+        grid,
+        x,
+        y,
+        gate,
+        out,
+        tokens,
+        frames,
+        *modulation_strides(gate),
+        WIDTH=width,
+        BLOCK=block,
+        ROWS=config["rows"],
+        num_warps=config["num_warps"],
+    )
     return out
 
 

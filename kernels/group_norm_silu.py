@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .checks import check_activations, check_device, check_vector
 from .compile import Shipped
 from .functions import parts, silu
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 _CHANNELS = (128, 256, 512)
@@ -185,7 +185,7 @@ def _group_norm_silu_kernel(
     tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::group_norm_silu", mutates_args=())
+@custom_op("group_norm_silu")
 def group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, gutter: bool = False
 ) -> Tensor:
@@ -206,23 +206,24 @@ def group_norm_silu(
     default = _apply_default(channels)
     config = configuration("group_norm_silu", f"C{channels}", default, x.device)
     grid = (triton.cdiv(pixels, config["rows"]), batch, triton.cdiv(channels, config["block"]))
-    with torch.cuda.device_of(x):
-        _group_norm_silu_kernel[grid](
-            x,
-            stats,
-            weight,
-            bias,
-            out,
-            pixels,
-            x.shape[3],
-            groups,
-            GUTTER=int(gutter),
-            CHANNELS=channels,
-            WIDTH=channels // groups,
-            BLOCK=config["block"],
-            ROWS=config["rows"],
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _group_norm_silu_kernel,
+        grid,
+        x,
+        stats,
+        weight,
+        bias,
+        out,
+        pixels,
+        x.shape[3],
+        groups,
+        GUTTER=int(gutter),
+        CHANNELS=channels,
+        WIDTH=channels // groups,
+        BLOCK=config["block"],
+        ROWS=config["rows"],
+        num_warps=config["num_warps"],
+    )
     return out
 
 
@@ -257,35 +258,38 @@ def group_statistics(x: Tensor, groups: int, eps: float, gutter: bool = False) -
     stats = torch.empty(batch, 2, groups, dtype=torch.float32, device=x.device)
     width = channels // groups
     combine_block, combine_rows = _combine_tile(width)
-    with torch.cuda.device_of(x):
-        _moments_kernel[(slabs, batch, triton.cdiv(channels, block))](
-            x,
-            moments,
-            pixels,
-            slab,
-            x.shape[3],
-            GUTTER=int(gutter),
-            CHANNELS=channels,
-            BLOCK=block,
-            ROWS=rows,
-            num_warps=config["num_warps"],
-        )
-        _combine_kernel[(groups, batch)](
-            moments,
-            stats,
-            pixels,
-            slab,
-            slabs,
-            x.shape[3],
-            groups,
-            eps,
-            GUTTER=int(gutter),
-            CHANNELS=channels,
-            WIDTH=width,
-            BLOCK=combine_block,
-            ROWS=combine_rows,
-            num_warps=4,
-        )
+    launch(
+        _moments_kernel,
+        (slabs, batch, triton.cdiv(channels, block)),
+        x,
+        moments,
+        pixels,
+        slab,
+        x.shape[3],
+        GUTTER=int(gutter),
+        CHANNELS=channels,
+        BLOCK=block,
+        ROWS=rows,
+        num_warps=config["num_warps"],
+    )
+    launch(
+        _combine_kernel,
+        (groups, batch),
+        moments,
+        stats,
+        pixels,
+        slab,
+        slabs,
+        x.shape[3],
+        groups,
+        eps,
+        GUTTER=int(gutter),
+        CHANNELS=channels,
+        WIDTH=width,
+        BLOCK=combine_block,
+        ROWS=combine_rows,
+        num_warps=4,
+    )
     return stats
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .checks import check_activations, check_device, check_modulation, describe, modulation_strides
 from .compile import Shipped
 from .functions import parts
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .norm_modulate import MOST_WIDTH, norm_modulate_reference
 from .tuning import Config, Tunable, configuration
 
@@ -107,7 +107,7 @@ def _quantize_rows_kernel(
         tl.store(p_out + at + i * BLOCK, (b_parts[i] * b_inverse).to(tl.float8e4nv), mask=mask)
 
 
-@torch.library.custom_op("livereel::quantize_rows", mutates_args=())
+@custom_op("quantize_rows")
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each row of `x` `[..., K]` to e4m3's range and round; gives fp8 `[..., K]` and fp32
     scales `[..., 1]`, to be taken as `Rows`.
@@ -126,7 +126,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return _empty(x)
 
 
-@torch.library.custom_op("livereel::norm_modulate_fp8", mutates_args=())
+@custom_op("norm_modulate_fp8")
 def norm_modulate_fp8(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -177,14 +177,14 @@ def _launch(
     width = x.shape[-1]
     config = configuration(op, f"D{width}", _default(width), x.device)
     rows = config["rows"]
-    with torch.cuda.device_of(x):
-        _quantize_rows_kernel[(batch * frames, triton.cdiv(tokens, rows))](
-            x, gain, shift, data, scales, tokens, frames,
-            *((0, 0) if gain is None else modulation_strides(gain)),
-            *((0, 0) if shift is None else modulation_strides(shift)),
-            eps, NORM=gain is not None, BASE=base, WIDTH=width, BLOCK=parts(width)[0], ROWS=rows,
-            num_warps=config["num_warps"],
-        )  # fmt: skip
+    launch(
+        _quantize_rows_kernel, (batch * frames, triton.cdiv(tokens, rows)),
+        x, gain, shift, data, scales, tokens, frames,
+        *((0, 0) if gain is None else modulation_strides(gain)),
+        *((0, 0) if shift is None else modulation_strides(shift)),
+        eps, NORM=gain is not None, BASE=base, WIDTH=width, BLOCK=parts(width)[0], ROWS=rows,
+        num_warps=config["num_warps"],
+    )  # fmt: skip
     return data, scales
 
 

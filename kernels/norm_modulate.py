@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .checks import check_activations, check_device, check_modulation, modulation_strides
 from .compile import Shipped
 from .functions import parts
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 MOST_WIDTH = 16384
@@ -96,7 +96,7 @@ def _norm_modulate_kernel(
         tl.store(p_out + at + i * BLOCK, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::norm_modulate", mutates_args=())
+@custom_op("norm_modulate")
 def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: float = 1.0) -> Tensor:
     """`LayerNorm(x) (base + scale) + shift` in the dtype of `x`, on CUDA.
 
@@ -116,23 +116,24 @@ def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float, base: flo
         return out
     config = configuration("norm_modulate", f"D{width}", _default(width), x.device)
     rows = config["rows"]
-    with torch.cuda.device_of(x):
-        _norm_modulate_kernel[(batch * frames, triton.cdiv(tokens, rows))](
-            x,
-            scale,
-            shift,
-            out,
-            tokens,
-            frames,
-            *modulation_strides(scale),
-            *modulation_strides(shift),
-            eps,
-            BASE=base,
-            WIDTH=width,
-            BLOCK=parts(width)[0],
-            ROWS=rows,
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _norm_modulate_kernel,
+        (batch * frames, triton.cdiv(tokens, rows)),
+        x,
+        scale,
+        shift,
+        out,
+        tokens,
+        frames,
+        *modulation_strides(scale),
+        *modulation_strides(shift),
+        eps,
+        BASE=base,
+        WIDTH=width,
+        BLOCK=parts(width)[0],
+        ROWS=rows,
+        num_warps=config["num_warps"],
+    )
     return out
 
 

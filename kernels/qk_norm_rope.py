@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .checks import check_device, describe
 from .compile import Shipped
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 
 BASE = 10000.0
 
@@ -129,7 +129,7 @@ def _qk_norm_rope_kernel(
     tl.store(p_out + out, b_q.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::qk_norm_rope", mutates_args=("k_ring", "v_ring"))
+@custom_op("qk_norm_rope", mutates=("k_ring", "v_ring"))
 def qk_norm_rope(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, time: Tensor,
     space: Tensor, slots: Tensor, k_ring: Tensor, v_ring: Tensor, eps: float,
@@ -147,12 +147,12 @@ def qk_norm_rope(
     n, h, d = k_ring.shape[2:]
     out = q.new_empty(b, t * n, h, d)
     rows = triton.next_power_of_2(h)
-    with torch.cuda.device_of(q):
-        _qk_norm_rope_kernel[(t * n, b)](
-            q, k, v, q_weight, k_weight, time, space, slots, out, k_ring, v_ring,
-            t, n, *q.stride()[:2], *k_ring.stride()[:2], eps,
-            H=h, D=d, TIME_PAIRS=time.shape[2], ROWS=rows, num_warps=_warps(rows * d),
-        )  # fmt: skip
+    launch(
+        _qk_norm_rope_kernel, (t * n, b),
+        q, k, v, q_weight, k_weight, time, space, slots, out, k_ring, v_ring,
+        t, n, *q.stride()[:2], *k_ring.stride()[:2], eps,
+        H=h, D=d, TIME_PAIRS=time.shape[2], ROWS=rows, num_warps=_warps(rows * d),
+    )  # fmt: skip
     return out
 
 

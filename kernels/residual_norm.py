@@ -23,7 +23,7 @@ from .checks import (
 from .compile import CHIPS, Shipped
 from .functions import parts
 from .gate_residual import gate_residual_reference
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .norm_modulate import MOST_WIDTH, norm_modulate_reference
 from .tuning import Config, Tunable, configuration
 
@@ -91,7 +91,7 @@ def _residual_norm_kernel(
         tl.store(p_out + at + i * BLOCK, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::residual_norm", mutates_args=())
+@custom_op("residual_norm")
 def residual_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float,
     base: float = 1.0,
@@ -118,13 +118,13 @@ def residual_norm(
         return total, out
     config = configuration(op, f"D{width}", _default(width), x.device)
     rows = config["rows"]
-    with torch.cuda.device_of(x):
-        _residual_norm_kernel[(batch * frames, triton.cdiv(tokens, rows))](
-            x, y, gate, scale, shift, total, out, tokens, frames,
-            *((0, 0) if gate is None else modulation_strides(gate)), *modulation_strides(scale),
-            *modulation_strides(shift), eps, BASE=base, WIDTH=width, BLOCK=parts(width)[0],
-            ROWS=rows, num_warps=config["num_warps"],
-        )  # fmt: skip
+    launch(
+        _residual_norm_kernel, (batch * frames, triton.cdiv(tokens, rows)),
+        x, y, gate, scale, shift, total, out, tokens, frames,
+        *((0, 0) if gate is None else modulation_strides(gate)), *modulation_strides(scale),
+        *modulation_strides(shift), eps, BASE=base, WIDTH=width, BLOCK=parts(width)[0],
+        ROWS=rows, num_warps=config["num_warps"],
+    )  # fmt: skip
     return total, out
 
 

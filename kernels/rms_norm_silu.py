@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .checks import check_activations, check_device, check_vector
 from .compile import Shipped
 from .functions import parts, silu
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 MOST_CHANNELS = 8192
@@ -72,13 +72,23 @@ def _rms_norm_silu_kernel(
         tl.store(p_out + at + i * BLOCK, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::rms_norm_silu", mutates_args=())
+@custom_op("rms_norm_silu")
 def rms_norm_silu(x: Tensor, gain: Tensor) -> Tensor:
     """`silu(x sqrt(C) / |x| gain)` in the dtype of `x`, |x| being at least 1e-12, on CUDA.
 
     `x` `[..., C]`, contiguous, bf16, fp16 or fp32; `gain` `[C]`, one of these. Raises `ValueError`
     for anything else.
     """
+    return launch_rms_norm_silu(x, gain)
+
+
+@rms_norm_silu.register_fake
+def _(x: Tensor, gain: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def launch_rms_norm_silu(x: Tensor, gain: Tensor) -> Tensor:
+    """What `rms_norm_silu` does, for ops that end in it."""
     check_device("rms_norm_silu", x, gain)
     check_activations("rms_norm_silu", "x", x, "[..., C]")
     channels = x.shape[-1]
@@ -90,24 +100,20 @@ def rms_norm_silu(x: Tensor, gain: Tensor) -> Tensor:
         return out
     pixels = x.numel() // channels
     config = configuration("rms_norm_silu", f"C{channels}", _default(channels), x.device)
-    with torch.cuda.device_of(x):
-        _rms_norm_silu_kernel[(triton.cdiv(pixels, config["rows"]),)](
-            x,
-            gain,
-            out,
-            pixels,
-            ROOT=math.sqrt(channels),
-            CHANNELS=channels,
-            BLOCK=parts(channels)[0],
-            ROWS=config["rows"],
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _rms_norm_silu_kernel,
+        (triton.cdiv(pixels, config["rows"]),),
+        x,
+        gain,
+        out,
+        pixels,
+        ROOT=math.sqrt(channels),
+        CHANNELS=channels,
+        BLOCK=parts(channels)[0],
+        ROWS=config["rows"],
+        num_warps=config["num_warps"],
+    )
     return out
-
-
-@rms_norm_silu.register_fake
-def _(x: Tensor, gain: Tensor) -> Tensor:
-    return torch.empty_like(x)
 
 
 def _default(channels: int) -> Config:

@@ -24,7 +24,7 @@ from .checks import check_device, describe
 from .compile import Shipped
 from .functions import parts, silu
 from .group_norm_silu import check_group_norm, group_statistics
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 _CHANNELS = (128, 256, 512)
@@ -110,7 +110,7 @@ def _spatial_norm_kernel(
     tl.store(p_out + start + at, b_out.to(p_out.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("livereel::spatial_norm", mutates_args=())
+@custom_op("spatial_norm")
 def spatial_norm(
     x: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
     gutter: bool = False,
@@ -141,29 +141,30 @@ def spatial_norm(
         height,
         batch * frames,
     )
-    with torch.cuda.device_of(x):
-        _spatial_norm_kernel[grid](
-            x,
-            modulation,
-            stats,
-            weight,
-            bias,
-            out,
-            frames,
-            width,
-            *modulation.shape[1:4],
-            groups,
-            every,
-            lone,
-            down,
-            GUTTER=int(gutter),
-            ACROSS=across,
-            CHANNELS=channels,
-            WIDTH=channels // groups,
-            BLOCK=block,
-            ROWS=rows,
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _spatial_norm_kernel,
+        grid,
+        x,
+        modulation,
+        stats,
+        weight,
+        bias,
+        out,
+        frames,
+        width,
+        *modulation.shape[1:4],
+        groups,
+        every,
+        lone,
+        down,
+        GUTTER=int(gutter),
+        ACROSS=across,
+        CHANNELS=channels,
+        WIDTH=channels // groups,
+        BLOCK=block,
+        ROWS=rows,
+        num_warps=config["num_warps"],
+    )
     return out
 
 

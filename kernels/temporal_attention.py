@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checks import check_device, describe
 from .compile import Shipped
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 MASKS = ("full", "causal", "sparse_causal")
@@ -118,7 +118,7 @@ def _temporal_attention_kernel(
         tl.store(p_pixel, b_out.to(p_out.dtype.element_ty), mask=in_q)
 
 
-@torch.library.custom_op("livereel::temporal_attention", mutates_args=())
+@custom_op("temporal_attention")
 def temporal_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: str = "full", q_at: Tensor | None = None,
     k_at: Tensor | None = None, k_add: Tensor | None = None, v_add: Tensor | None = None,
@@ -141,15 +141,15 @@ def temporal_attention(
     pixels = height * width
     config = configuration("temporal_attention", _key(t, s, d), _default(t, s, d), q.device)
     grid = (h * triton.cdiv(pixels, config["pixels"]), b)
-    with torch.cuda.device_of(q):
-        _temporal_attention_kernel[grid](
-            q, k, v, q_at, k_at, k_add, v_add, out, pixels, h,
-            q.stride(0), q.stride(1), q.stride(3), k.stride(0), k.stride(1), k.stride(3),
-            math.log2(math.e) / math.sqrt(d), T=t, S=s, D=d, MASK=mask,
-            K_ADD=k_add is not None, V_ADD=v_add is not None, **_blocks(t, s, d),
-            PIXELS=config["pixels"], STAGES=config["num_stages"],
-            num_warps=config["num_warps"], num_stages=config["num_stages"],
-        )  # fmt: skip
+    launch(
+        _temporal_attention_kernel, grid,
+        q, k, v, q_at, k_at, k_add, v_add, out, pixels, h,
+        q.stride(0), q.stride(1), q.stride(3), k.stride(0), k.stride(1), k.stride(3),
+        math.log2(math.e) / math.sqrt(d), T=t, S=s, D=d, MASK=mask,
+        K_ADD=k_add is not None, V_ADD=v_add is not None, **_blocks(t, s, d),
+        PIXELS=config["pixels"], STAGES=config["num_stages"],
+        num_warps=config["num_warps"], num_stages=config["num_stages"],
+    )  # fmt: skip
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import FLOATS, check_device, describe
 from .compile import Shipped
-from .jit import jit, tl, triton
+from .jit import custom_op, jit, launch, tl, triton
 from .tuning import Config, Tunable, configuration
 
 
@@ -130,7 +130,7 @@ def _to_yuv420_kernel(
     tl.store(p_u + rows * half + i, _byte(b_v), mask=mask)
 
 
-@torch.library.custom_op("livereel::to_pixels", mutates_args=())
+@custom_op("to_pixels")
 def to_pixels(x: Tensor) -> Tensor:
     """`[B, 3, F, H, W]` in [-1, 1] to uint8 `[B, F, H, W, 3]`, on CUDA.
 
@@ -146,17 +146,18 @@ def to_pixels(x: Tensor) -> Tensor:
     interleaved = x.stride(1) == 1 and x.stride(4) == 3
     config = configuration("to_pixels", "interleaved" if interleaved else "other", _WIDE, x.device)
     grid = (triton.cdiv(width * 3, config["block"]), height, batch * frames)
-    with torch.cuda.device_of(x):
-        _to_pixels_kernel[grid](
-            x,
-            out,
-            frames,
-            width,
-            *x.stride(),
-            INTERLEAVED=interleaved,
-            BLOCK=config["block"],
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _to_pixels_kernel,
+        grid,
+        x,
+        out,
+        frames,
+        width,
+        *x.stride(),
+        INTERLEAVED=interleaved,
+        BLOCK=config["block"],
+        num_warps=config["num_warps"],
+    )
     return out
 
 
@@ -166,7 +167,7 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((batch, frames, height, width, 3), dtype=torch.uint8)
 
 
-@torch.library.custom_op("livereel::to_yuv420", mutates_args=())
+@custom_op("to_yuv420")
 def to_yuv420(x: Tensor) -> Tensor:
     """`[B, 3, F, H, W]` in [-1, 1] to planar YUV 4:2:0, uint8 `[B, F, 3/2 H, W]`, on CUDA.
 
@@ -185,16 +186,17 @@ def to_yuv420(x: Tensor) -> Tensor:
         return out
     config = configuration("to_yuv420", "any", _SQUARES, x.device)
     grid = (triton.cdiv(width // 2, config["block"]), height // 2, batch * frames)
-    with torch.cuda.device_of(x):
-        _to_yuv420_kernel[grid](
-            x,
-            out,
-            frames,
-            width,
-            *x.stride(),
-            BLOCK=config["block"],
-            num_warps=config["num_warps"],
-        )
+    launch(
+        _to_yuv420_kernel,
+        grid,
+        x,
+        out,
+        frames,
+        width,
+        *x.stride(),
+        BLOCK=config["block"],
+        num_warps=config["num_warps"],
+    )
     return out
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .causal_conv3d import add_gutter
-from .checks import FLOATS, check_activations, check_device, check_vector, describe
+from .checks import FLOATS, check_activations, check_device, check_vector, describe, is_aligned
 from .compile import Shipped
 from .conv_call import conv_config, depth_for, launch_options
 from .conv_tile import (
@@ -34,8 +34,8 @@ from .conv_tile import (
     weight_in_blocks,
     zero_sums,
 )
-from .jit import jit, tl, triton
-from .rms_norm_silu import rms_norm_silu, rms_norm_silu_reference
+from .jit import custom_op, jit, launch, tl, triton
+from .rms_norm_silu import launch_rms_norm_silu, rms_norm_silu_reference
 from .tuning import Config, Tunable, configuration
 
 
@@ -130,7 +130,7 @@ def _upsample2x_conv_kernel(
         )  # fmt: skip
 
 
-@torch.library.custom_op("livereel::upsample2x_conv", mutates_args=())
+@custom_op("upsample2x_conv")
 def upsample2x_conv(
     x: Tensor, phases: Tensor, bias: Tensor | None = None, gain: Tensor | None = None,
     gutter: bool = False, keep_y: bool = True,
@@ -156,16 +156,16 @@ def upsample2x_conv(
     written = keep_y or not fused
     runs = triton.cdiv(h * columns, config["pixels"] * config["tiles"])
     blocks = triton.cdiv(c_out, config["channels"])
-    with torch.cuda.device_of(x):
-        if config["tma"]:
-            triton.set_allocator(scratch)
-        _upsample2x_conv_kernel[(runs * blocks * 4, b * t)](
-            x, phases, bias, gain if fused else None, y if written else None,
-            activated if fused else None, h, w, x[0, 0].numel(), y[0, 0].numel(),
-            **_constants(c_in, c_out, gutter, config), **launch_options(config),
-        )  # fmt: skip
+    if config["tma"]:
+        triton.set_allocator(scratch)
+    launch(
+        _upsample2x_conv_kernel, (runs * blocks * 4, b * t),
+        x, phases, bias, gain if fused else None, y if written else None,
+        activated if fused else None, h, w, x[0, 0].numel(), y[0, 0].numel(),
+        **_constants(c_in, c_out, gutter, config), **launch_options(config),
+    )  # fmt: skip
     if gain is not None and not fused:
-        activated = rms_norm_silu(y, gain)
+        activated = launch_rms_norm_silu(y, gain)
     return y if keep_y else x.new_empty(0), activated
 
 
@@ -222,7 +222,7 @@ def _default(x: Tensor, c_out: int, gutter: bool) -> Config:
         and torch.cuda.get_device_capability(x.device)[0] == 9
         and x.shape[-1] % 8 == 0
         and min(x.shape[-1], c_out) >= 32
-        and x.data_ptr() % 16 == 0
+        and is_aligned(x)
     )
     return _runs(c_out) if runs else _pixels(x.shape[-1], c_out)
 

@@ -4,12 +4,17 @@ gets real shapes, and the `device` fixture says where they go.
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from livereel.kernels import tuning
 from livereel.kernels.jit import INTERPRETED
 
 
@@ -40,6 +45,43 @@ def assert_rounded() -> Callable[[torch.Tensor, torch.Tensor], None]:
         assert bool((error <= allowed).all()), f"off by up to {error.max():.3g}"
 
     return check
+
+
+_GUARD = """
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA>)
+"""
+
+
+@pytest.fixture(scope="session")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lets a torch that was built without CUDA index tensors that say they are there."""
+    if torch.backends.cuda.is_built():
+        return
+    folder, root = tmp_path_factory.mktemp("guard"), Path(torch.__file__).parent
+    (folder / "guard.cpp").write_text(_GUARD)
+    paths = [f"-I{root}/include", f"-L{root}/lib", "-lc10"]
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-o", "guard.so", "guard.cpp", *paths]
+    subprocess.run(command, cwd=folder, check=True)
+    ctypes.CDLL(str(folder / "guard.so"))
+
+
+@pytest.fixture
+def hopper(guard: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An H100 that torch and Triton are told of; tensors lie on it and have no memory."""
+    import triton
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from triton.backends.compiler import GPUTarget
+
+    chip = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    driver = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: chip)
+    tuning.chip.cache_clear()
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        yield
+    tuning.chip.cache_clear()
 
 
 def _mend_interpreter() -> None:
