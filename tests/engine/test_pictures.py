@@ -165,11 +165,6 @@ def test_two_experts_want_a_boundary(ratio: object, clip_folder: Path, tmp_path:
         open_folder(tmp_path)
 
 
-def test_a_stream_has_no_last_picture(engine: Engine) -> None:
-    with pytest.raises(InputError, match="no last picture"):
-        engine.generate(PROMPT, frames=5, last_image=np.zeros((32, 48, 3), np.uint8))
-
-
 def test_two_experts_do_not_stream(engine: Engine) -> None:
     runner = cast(TorchRunner, engine.runner)
     both = replace(runner, low_noise=runner.transformer, boundary=900.0)

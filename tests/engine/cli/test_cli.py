@@ -55,8 +55,8 @@ def test_options_stay_as_they_are() -> None:
         "--strength --tile --video"
     )
     assert " ".join(options["eval"]) == (
-        "--changes --clips --decoder --device --dtype --follow --help --json --metrics --minutes "
-        "--model --objects --plot --prompt --provider --scenes --seconds --seed --streams"
+        "--arrive --changes --clips --decoder --device --dtype --follow --help --json --metrics "
+        "--minutes --model --objects --plot --prompt --provider --scenes --seconds --seed --streams"
     )
     assert options["info"] == ["--dtype", "--help", "--json", "--size"]
     assert options["convert"] == sorted(

@@ -68,6 +68,8 @@ def test_options_reach_the_evaluation(
         ("--minutes 1441", "at most 1440"),
         ("--json missing/scores.json", "cannot write missing/scores.json"),
         ("--model none", "unknown model"),
+        ("--follow 2", "follows no control"),
+        ("--arrive 2", "arrives at no picture"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_loaded(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -45,6 +46,7 @@ def test_a_prompt_becomes_a_file(
         "width": 64,
         "height": 48,
         "image": None,
+        "last_image": None,
         "clip": None,
         "strength": None,
         "loras": {},
@@ -259,7 +261,7 @@ def test_a_failing_engine_leaves_nothing(tmp_path: Path, model: str, fake: Any) 
         (["--strength", "0.5"], "--strength goes with --video"),
         (["--video", "a.mp4", "--strength", "0"], "must be a number above 0 and at most 1"),
         (["--video", "a.mp4", "--extend", "b.mp4"], "not allowed with"),
-        (["--last-image", "a.png"], "a stream has no last picture"),
+        (["--last-image", "a.png"], "streams arrive at no picture"),
         (["--lora", "none.safetensors:0.5"], "--lora: none.safetensors does not exist"),
         (["--lora", "model/livereel.json"], "livereel.json is not a whole safetensors file"),
         (["--decoder", "none.safetensors"], "--decoder: none.safetensors does not exist"),
@@ -310,6 +312,21 @@ def test_a_prompt_must_say_something(
     assert generate(tmp_path / "clip.mp4", model, prompt=prompt) == 2
     assert re.search(f"^livereel: PROMPT: .*{said}", capsys.readouterr().err)
     assert fake.loaded is None
+
+
+def test_a_stream_that_arrives_at_pictures_is_given_the_last_one(
+    tmp_path: Path, model: str, fake: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(model) / "livereel.json"
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "goal_channels": 20}))
+    last = str(tmp_path / "last.png")
+    Image.new("RGB", (128, 96), (10, 200, 30)).save(last)
+    clip = tmp_path / "clip.mp4"
+    assert generate(clip, model, "--frames", "6", "--last-image", last) == 0
+    assert fake.asked["last_image"].shape == (48, 64, 3) and fake.asked["frames"] == 6
+    capsys.readouterr()
+    assert generate(clip, model, "--last-image", last, "--video", str(clip)) == 2
+    assert "--last-image does not go with --video" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_told_before_loading(
