@@ -42,7 +42,7 @@ def ran() -> Callable[[], Ran]:
 @pytest.fixture
 def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The triton road's modules with each kernel's reference in its place: fast, on any machine."""
-    from livereel.engine.models.wan import fused_vae, in_ring
+    from livereel.engine.models.wan import fused_vae, in_ring, ring_step
     from livereel.engine.runners import torch as runner
 
     for module, names in (
@@ -50,6 +50,7 @@ def by_reference(monkeypatch: pytest.MonkeyPatch) -> None:
             in_ring,
             ("norm_modulate", "gate_residual", "residual_norm", "qk_norm_rope", "chunk_attention"),
         ),
+        (ring_step, ("qk_norm_rope", "chunk_attention")),
         (fused_vae, ("causal_conv3d", "upsample2x_conv", "rms_norm_silu")),
         (runner, ("to_pixels",)),
     ):

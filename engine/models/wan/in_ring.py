@@ -12,6 +12,7 @@ R runs of slots, D hidden width, h heads, d head width; batch 1.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from ...types import KV, LayerKV, Place, Ring
     from .blocks import Attention
+    from .ring_step import RingStep
     from .transformer import WanTransformer, WanTransformerConfig
 
 _RUNS = 4
@@ -105,34 +107,19 @@ def _frames(place: Place) -> range:
 
 
 @dataclass(frozen=True)
-class RingPass:
-    """Passes over one chunk, or two, at `positions`."""
+class BlocksPass(ABC):
+    """A pass through all blocks at `positions`."""
 
     dit: InRing
-    ring: Ring
     positions: Positions
 
     def flow(self, latents: Tensor, timestep: Tensor, text: KV) -> Tensor:
-        """Flow of all latents. Their keys and values go to their own slots, which nobody else sees
-        before a pass has cached them."""
+        """Flow of all latents."""
         model = self.dit.model
         x, embedding = self._blocks(latents, timestep, text)
         shift, scale = (model.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = norm_modulate(x, scale, shift, model.config.eps)
         return model.unpatch(model.proj_out(x), *latents.shape[3:])
-
-    def cache(self, latents: Tensor, timestep: Tensor, text: KV) -> None:
-        """The same for the sake of the keys and values alone."""
-        self._blocks(latents, timestep, text)
-
-    @property
-    def shape(self) -> Hashable:
-        """Equal for passes over chunks as long, with tables as large."""
-        return self.positions.shapes
-
-    def copy_(self, other: RingPass) -> None:
-        """Take over the positions of another pass of this shape."""
-        self.positions.copy_(other.positions)
 
     def _blocks(self, latents: Tensor, timestep: Tensor, text: KV) -> tuple[Tensor, Tensor]:
         """The last block's `[B, T, n, D]`, and the timesteps' embedding `[B, 1 or T, D]`."""
@@ -141,10 +128,7 @@ class RingPass:
         embedding, modulation = model.condition_embedder.time(
             timestep.reshape(x.shape[0], -1), model.dtype
         )
-        patch, height, width = model.spatial_patch, *latents.shape[3:]
-        space = _space(
-            height // patch, width // patch, model.config.attention_head_dim, latents.device
-        )
+        space = self._space(latents)
         tables = torch.stack([block.scale_shift_table for block in model.blocks])
         tables = (tables.unsqueeze(1) + modulation.float()).unsqueeze(4)
         norms = [
@@ -178,6 +162,37 @@ class RingPass:
 
         return _added(x, block.ffn(ready), gate2, after)
 
+    @abstractmethod
+    def _attend(
+        self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int, space: Tensor
+    ) -> Tensor:
+        """Self-attention of `[B, N, D]`, its own keys and values included."""
+
+    @abstractmethod
+    def _space(self, latents: Tensor) -> Tensor:
+        """The rotations of a frame's tokens by row and column."""
+
+
+@dataclass(frozen=True)
+class RingPass(BlocksPass):
+    """Passes over one chunk, or two, whose keys and values go to their own slots of the ring, which
+    nobody else sees before a pass has cached them."""
+
+    ring: Ring
+
+    def cache(self, latents: Tensor, timestep: Tensor, text: KV) -> None:
+        """The same for the sake of the keys and values alone."""
+        self._blocks(latents, timestep, text)
+
+    @property
+    def shape(self) -> Hashable:
+        """Equal for passes over chunks as long, with tables as large."""
+        return self.positions.shapes
+
+    def copy_(self, other: RingPass) -> None:
+        """Take over the positions of another pass of this shape."""
+        self.positions.copy_(other.positions)
+
     def _attend(
         self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int, space: Tensor
     ) -> Tensor:
@@ -191,6 +206,12 @@ class RingPass:
         y = chunk_attention(q, k_ring, v_ring, at.runs, at.shifts, at.last * k_ring.shape[2])
         out: Tensor = attention.to_out[0](y.flatten(2))
         return out
+
+    def _space(self, latents: Tensor) -> Tensor:
+        """The rotations of a frame's tokens by row and column."""
+        model, (height, width) = self.dit.model, latents.shape[3:]
+        patch, head_dim = model.spatial_patch, model.config.attention_head_dim
+        return _space(height // patch, width // patch, head_dim, latents.device)
 
 
 class InRing:
@@ -225,10 +246,16 @@ class InRing:
         """The text's keys and values."""
         return self.model.text_kv(text)
 
+    def step(self, past: int, frames: int, height: int, width: int) -> RingStep:
+        """As `WanTransformer.step`."""
+        from .ring_step import RingStep
+
+        return RingStep(self, past, frames, height, width)
+
     def at(self, places: Sequence[Place], ring: Ring, height: int, width: int) -> RingPass:
         """Passes over one chunk or two."""
         positions = Positions.of(places, ring, self.model.config.attention_head_dim, ring.k.device)
-        return RingPass(self, ring, positions)
+        return RingPass(self, positions, ring)
 
 
 class _Norm(NamedTuple):
