@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from livereel.benchmarks import targets
+from livereel.benchmarks.bench_live import CONTROL, INTERVAL
 from livereel.benchmarks.bench_startup import Startup, measure
 from livereel.benchmarks.compare import Result
 from livereel.benchmarks.harness import Environment, Spread, Timing
@@ -77,8 +78,25 @@ def test_a_cold_start_is_found_in_what_the_benchmark_of_it_writes(baseline: bool
     assert f" 2.00  {name}: 10 s (at most 20 s)" in targets.report([result(section)])
 
 
-def test_a_cpus_figures_are_no_h200s() -> None:
-    assert all("not measured" in line for line in targets.report([result(stream(1, device="cpu"))]))
+def test_a_cpus_figures_are_no_h200s_and_what_is_not_built_is_told() -> None:
+    lines = targets.report([result(stream(1, device="cpu"))])
+    (unbuilt,) = (line for line in lines if "not measured" not in line)
+    assert unbuilt == (
+        "    -  the same with fp8 attention as well: a chunk: not built: the engine has no fp8 "
+        "attention (at most 240 ms)"
+    )
+
+
+def test_a_paced_streams_figures_are_found() -> None:
+    live = Section(
+        title="live", setup={**SETUP, "what": "live", "chunk": 1, "first_chunk": 1},
+        figures={CONTROL: Spread.of([400.0]), INTERVAL: Spread.of([1.2])},
+    )  # fmt: skip
+    lines = targets.report([result(live)])
+    name = "1.3B paced, full window, tiny decoder, chunks of 1"
+    assert f" 1.50  {name}: control to pixel, p95: 400 ms (at most 600 ms)" in lines
+    assert f" 1.25  {name}: frame interval, p99, over nominal: 1.2x (at most 1.5x)" in lines
+    assert sum("chunks of 3: control" in line and "not measured" in line for line in lines) == 1
 
 
 def test_a_folder_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
