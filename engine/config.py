@@ -63,7 +63,7 @@ class StreamConfig:
     follows tracks has `control_channels`, as many as a latent frame has frames
     (`livereel.engine.sampling.track`); where `control_wraps`, what leaves the picture at one edge
     comes in at the other. One that arrives at a picture that it is given has `goal_channels`: as
-    many as a latent frame has frames, and the latent's own (`livereel.engine.sampling.goal`).
+    many as a latent frame has frames, the latent's own, and 4 (`livereel.engine.sampling.goal`).
 
     Raises `InputError` for a value of the wrong type or out of bounds.
     """

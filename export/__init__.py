@@ -43,7 +43,8 @@ where `control_wraps`. Zeros mean that it is not led. A model that arrives at pi
 does, has `goal_channels` behind these: again a plane for each of the frames, full of the share of
 the way from the frame before the chunk to the picture that is behind that frame (k / n for the k-th
 frame of a chunk where n are left, 1 from the picture on, 0 in a stream's first frame), and then the
-picture's latent, as `vae_encode_first` gives it, in each latent frame. Zeros mean that there is no
+picture's latent, as `vae_encode_first` gives it, in each latent frame, and then where each latent
+pixel is: sine and cosine of 2 pi (y + 0.5) / H, and of x and W alike. Zeros mean that there is no
 picture, and are what they are given while a control leads. All calls of a chunk are given the same,
 the one at `context_noise` among them.
 

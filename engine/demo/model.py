@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ..models.wan.transformer import WanTransformer
+from ..sampling import goal
 from ..text.vocabulary import build_tokenizer
 from .clips import words
 from .steering import CONTROL_CHANNELS
 
-GOAL_CHANNELS = CONTROL_CHANNELS + 16
-"""The shares of the way to a picture (`livereel.engine.sampling.goal`), and its latent."""
+GOAL_CHANNELS = goal.channels(16, CONTROL_CHANNELS)
+"""By which the DiT is told of a picture to arrive at."""
 VAE_CONFIG: dict[str, Any] = {
     "base_dim": 16,
     "z_dim": 16,

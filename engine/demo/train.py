@@ -30,6 +30,7 @@ from torch import Tensor
 from ..config import StreamConfig
 from ..layers.layout import channels_last
 from ..models.wan.vae import WanVAE
+from ..sampling.goal import places
 from ..sampling.schedule import linspace
 from . import scenes
 from .clips import CHUNKS, draw_ahead, mosaics, near, pictures, stories, to_float, words
@@ -105,8 +106,9 @@ class Pool:
         """What the DiT is told of these stories behind its latents' channels, fp32."""
         shares, told = self.shares[rows], self.told[rows].view(-1, 1, 1, 1, 1)
         (_, count), (height, width) = shares.shape[1:], self.goal.shape[3:]
-        planes = shares[..., None, None].expand(-1, -1, -1, height, width)
-        arrives = torch.cat([planes, self.goal[rows].expand(-1, -1, count, -1, -1)], dim=1)
+        parts = shares[..., None, None], self.goal[rows], places(height, width)
+        size = len(rows), -1, count, height, width
+        arrives = torch.cat([part.expand(size) for part in parts], dim=1)
         known = torch.arange(count).view(1, 1, -1, 1, 1) >= told
         return torch.cat([self.control[rows].float(), arrives * known], dim=1)
 

@@ -24,6 +24,7 @@ from ..layers.road import pick_road
 from ..models.clip.vision import ImageEncoder
 from ..models.taehv.decoder import TinyDecoder, TinyVAE
 from ..sampling.gathered import Gathered
+from ..sampling.goal import channels as goal_channels
 from ..sampling.schedule import TRAIN_TIMESTEPS
 from ..sampling.stream import StreamSampler
 from ..sampling.windowed import Windowed
@@ -228,12 +229,12 @@ class TorchRunner:
             raise InputError("this model has two DiTs: it makes whole clips, not streams")
         frames = self.vae.temporal_factor
         control, goal = config.control_channels, config.goal_channels
-        told = control in (0, frames) and goal in (0, frames + self.transformer.channels)
-        if not told or wanted != config.told_channels:
+        arrival = goal_channels(self.transformer.channels, frames)
+        fits = control in (0, frames) and goal in (0, arrival)
+        if not fits or wanted != config.told_channels:
             raise InputError(
                 f"livereel.json has {control} control_channels and {goal} goal_channels; the "
-                f"transformer takes {wanted}, and wanted are {frames} and "
-                f"{frames + self.transformer.channels}, or 0"
+                f"transformer takes {wanted}, and wanted are {frames} and {arrival}, or 0"
             )
         factor = self.vae.spatial_factor
         return StreamSampler(

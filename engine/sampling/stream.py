@@ -339,7 +339,7 @@ class StreamSampler:
     def _factor(self) -> int:
         """Frames of a latent frame, of a model that is told of frames."""
         config = self.config
-        return config.control_channels or config.goal_channels - self.channels
+        return config.control_channels or goal.factor_of(config.goal_channels, self.channels)
 
     def _frames(self, state: StreamState, count: int) -> int:
         """Frames of the state's next chunk, of `count` latent frames."""

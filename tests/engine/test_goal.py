@@ -32,9 +32,9 @@ def arriving(engine: Engine) -> Engine:
     """The engine's model with channels of control and goal, which heeds both."""
     runner: Any = engine.runner
     torch.manual_seed(1)
-    dit = with_control(runner.transformer, 12)
-    torch.nn.init.normal_(dit.patch_embedding.weight.data[:, -12:])
-    stream = replace(engine.config, control_channels=4, goal_channels=8)
+    dit = with_control(runner.transformer, 16)
+    torch.nn.init.normal_(dit.patch_embedding.weight.data[:, -16:])
+    stream = replace(engine.config, control_channels=4, goal_channels=12)
     return replace(
         engine,
         folder=replace(engine.folder, stream=stream),
@@ -76,7 +76,7 @@ def test_each_chunk_is_told_the_picture_and_its_share_of_the_way(
     seen = told(session)
     assert sum(len(chunk.frames) for chunk in session) == FRAMES
     (latent,) = (arriving._given(picture[None], *session.size),)
-    assert all(torch.equal(x[:, 8:], latent.expand_as(x[:, 8:])) for x in seen)
+    assert all(torch.equal(x[:, 8:12], latent.expand_as(x[:, 8:12])) for x in seen)
     assert not any(x[:, :4].any() for x in seen)
     last = FRAMES - 1
     chunks = [shares(12, last - at, first=False).tolist() for at in (1, 13, 25)]
@@ -143,7 +143,9 @@ def test_where_there_can_be_no_last_picture(
     with pytest.raises(InputError, match="the image is uint8 of shape"):
         arriving.open(PROMPT, last_image=picture[1:], frames=5)
     stream = replace(arriving.config, goal_channels=9)
-    with pytest.raises(InputError, match="9 goal_channels; the transformer takes 12"):
+    with pytest.raises(
+        InputError, match="9 goal_channels; the transformer takes 16, and wanted are 4 and 12"
+    ):
         replace(arriving, folder=replace(arriving.folder, stream=stream)).open(PROMPT)
     state = arriving.open(PROMPT, last_image=picture, frames=5).snapshot()
     plain = replace(arriving.config, goal_channels=0, control_channels=0)

@@ -86,7 +86,7 @@ def test_every_weight_of_the_dit_and_text_encoder_learns(rollout: float) -> None
     model = TextToVideo()
     # The last projection starts at zero and would hold back all gradients before it.
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.1)
-    latents, control = (torch.randn(2, c, sum(CHUNKS[:3]), 16, 16) for c in (16, 24))
+    latents, control = (torch.randn(2, c, sum(CHUNKS[:3]), 16, 16) for c in (16, 28))
     captions = torch.tensor([[0, 1, 2]] * 2)
     loss, parts = dit_loss(model, latents, captions, control, rollout)
     loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from livereel.engine.sampling.goal import draw, shares
+from livereel.engine.sampling.goal import channels, draw, factor_of, shares
 
 
 @pytest.mark.parametrize("goal", [5, 12, 13, 30, 200])
@@ -29,7 +29,11 @@ def test_one_is_there_from_the_picture_on() -> None:
 def test_planes_stand_before_the_picture_in_each_latent_frame() -> None:
     latent = torch.randn(1, 3, 1, 2, 5)
     drawn = draw(latent, torch.arange(9.0), 4)  # a stream's first latent frame, and two more
-    assert drawn.shape == (1, 7, 3, 2, 5)
-    assert torch.equal(drawn[:, 4:], latent.expand(-1, -1, 3, -1, -1))
+    assert drawn.shape == (1, channels(3, 4), 3, 2, 5) and factor_of(11, 3) == 4
+    assert torch.equal(drawn[:, 4:7], latent.expand(-1, -1, 3, -1, -1))
     assert drawn[0, :4, :, 1, 3].T.tolist() == [[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8]]
     assert torch.equal(drawn[:, :4], drawn[:, :4, :, :1, :1].expand(-1, -1, -1, 2, 5))
+    y, x = ((torch.arange(n) + 0.5) / n for n in (2, 5))
+    for sine, cosine, turns in ((7, 8, y[:, None]), (9, 10, x)):
+        angle = torch.atan2(drawn[0, sine], drawn[0, cosine]) / (2 * torch.pi) % 1
+        torch.testing.assert_close(angle, turns.expand(3, 2, 5))
