@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from torch import Tensor
 from livereel.engine.layers.layout import channels_last
 from livereel.engine.models.cogvideox.vae import CogVideoXVAE
 
-from .harness import REPO, Environment
+from .harness import REPO, Environment, write_json
 from .models import find
 from .random_weights import random_part
 
@@ -98,30 +98,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **peers(vae),
     }
     latents = torch.randn(1, vae.channels, LATENTS, height, width, device=device, dtype=dtype)
-    results: dict[str, list[tuple[float, int]]] = {name: [] for name in roads}
+    environment = Environment.capture(threads=torch.get_num_threads(), packages=PACKAGES, repo=REPO)
+    results: dict[str, list[tuple[float, int]]] = {}
+    report: dict[str, Any] = {}
+    written = {
+        "size": options.size,
+        "roads": report,
+        "environment": dataclasses.asdict(environment),
+    }
     for turn in range(options.rounds + 1):
         for name, decode in roads.items():
-            figure = measure(decode, latents)
+            if "failed" in report.get(name, {}):
+                continue
+            try:
+                figure = measure(decode, latents)
+            except Exception as error:  # the others have their turn
+                traceback.print_exc()
+                report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+                continue
             if turn:  # the first one compiles and tunes
-                results[name].append(figure)
-    report: dict[str, dict[str, Any]] = {
-        name: {"ms": [ms for ms, _ in figures], "peak_bytes": max(peak for _, peak in figures)}
-        for name, figures in results.items()
-    }
-    for name, figures in results.items():
-        ms = statistics.median(ms for ms, _ in figures)
-        print(f"{name:26}{ms:8.1f} ms  {report[name]['peak_bytes'] / 1e9:6.1f} GB")
-    if options.json is not None:
-        environment = Environment.capture(
-            threads=torch.get_num_threads(), packages=PACKAGES, repo=REPO
-        )
-        written = {
-            "size": options.size,
-            "roads": report,
-            "environment": dataclasses.asdict(environment),
-        }
-        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return 0
+                own = results.setdefault(name, [])
+                own.append(figure)
+                most = max(peak for _, peak in own)
+                report[name] = {"ms": [ms for ms, _ in own], "peak_bytes": most}
+        if options.json is not None:
+            write_json(options.json, written)
+    for name, found in report.items():
+        said = "failed"
+        if "ms" in found:
+            said = f"{statistics.median(found['ms']):8.1f} ms  {found['peak_bytes'] / 1e9:6.1f} GB"
+        print(f"{name:26}{said}")
+    return int(any("failed" in found for found in report.values()))
 
 
 if __name__ == "__main__":

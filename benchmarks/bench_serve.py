@@ -26,9 +26,9 @@ from typing import Any
 from livereel.engine.errors import LiveReelError
 from livereel.engine.serve.client import AsyncStream, Refused
 
-from .harness import REPO, Environment
+from .harness import REPO, Environment, write_json
 from .plots import percentile
-from .served import Served, write_json
+from .served import Served
 
 PROMPTS = (
     "a red circle moving right on a black background",

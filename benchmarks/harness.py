@@ -228,6 +228,13 @@ class Environment:
         return "\n".join(lines)
 
 
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    draft.replace(path)
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -253,6 +260,8 @@ def _gpu() -> str:
 
 
 def _commit(repo: Path) -> str:
+    """Of the checkout at `repo`, or what the variable COMMIT names where there is none."""
+
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(repo), *arguments], capture_output=True, text=True, check=True
@@ -264,7 +273,7 @@ def _commit(repo: Path) -> str:
             "+" if git("status", "--porcelain") else ""
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("COMMIT") or "unknown"
 
 
 def digits(value: float) -> str:

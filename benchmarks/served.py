@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -28,13 +25,6 @@ class Usage:
     engine_memory: int
     files: int
     engine_files: int
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    draft.replace(path)
 
 
 class Served:

@@ -28,8 +28,8 @@ from pathlib import Path
 from livereel.engine.serve.client import AsyncStream, Refused
 
 from .bench_serve import PROMPTS
-from .harness import REPO, Environment
-from .served import Served, write_json
+from .harness import REPO, Environment, write_json
+from .served import Served
 
 SAMPLE_S = 5.0
 WARM_UP = 0.2

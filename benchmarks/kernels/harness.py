@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..harness import REPO, Environment, Spread
+from ..harness import REPO, Environment, Spread, write_json
 from ..report import Goal
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     Run = Callable[[], Tensor]
     Timer = Callable[[Run], float]
     Cases = Callable[[torch.device], Iterable["Case"]]
+    Keep = Callable[[Sequence["Result"], Sequence[str]], None]
 
 PACKAGES = ("livereel", "torch", "triton")
 
@@ -211,8 +211,8 @@ def measure(case: Case, ceilings: Ceilings, timer: Timer, *, rounds: int = 30) -
         try:
             error = _error(other.run(), truth)
         except Exception as failure:
-            reason = str(failure).strip().splitlines() or [""]
-            notes.append(f"left out: {other.name} ({other.settings}) failed: {reason[0]:.120}")
+            reason = _first_line(failure)
+            notes.append(f"left out: {other.name} ({other.settings}) failed: {reason}")
             continue
         if error <= case.tolerance:
             contenders.append(other)
@@ -270,22 +270,44 @@ def run(
     device: torch.device,
     timer: Timer,
     ceilings: Ceilings,
+    keep: Keep = lambda results, wrong: None,
 ) -> tuple[list[Result], list[str]]:
-    """Measure and print every case of `benches`; gives the results, and what was wrong."""
-    results, wrong = [], []
-    for cases in benches.values():
-        for case in cases(device):
-            try:
-                result = measure(case, ceilings, timer, rounds=rounds)
-            except WrongResultError as error:
-                wrong.append(str(error))
-                print(f"\nWRONG  {error}", flush=True)
-                continue
-            results.append(result)
-            print(f"\n{result.to_text(ceilings)}", flush=True)
-            del case
-            gc.collect()
+    """Measure and print every case of `benches`; gives the results, and what was wrong or failed.
+
+    `keep` is given both after each case, so that a run that is cut short leaves something.
+    """
+    results: list[Result] = []
+    wrong: list[str] = []
+
+    def tell(reason: str) -> None:
+        wrong.append(reason)
+        print(f"\nWRONG  {reason}", flush=True)
+        keep(results, wrong)
+
+    for op, cases in benches.items():
+        try:
+            for case in cases(device):
+                try:
+                    result = measure(case, ceilings, timer, rounds=rounds)
+                except WrongResultError as error:
+                    tell(str(error))
+                    continue
+                except Exception as error:
+                    tell(f"{case.op} {case.shape}: failed: {_first_line(error)}")
+                    continue
+                results.append(result)
+                print(f"\n{result.to_text(ceilings)}", flush=True)
+                keep(results, wrong)
+                del case
+                gc.collect()
+        except Exception as error:
+            tell(f"{op}: a case could not be set up: {_first_line(error)}")
     return results, wrong
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{said[0]:.120}"
 
 
 def report(benches: Mapping[str, Cases], *, rounds: int = 30, path: Path | None = None) -> int:
@@ -302,17 +324,20 @@ def report(benches: Mapping[str, Cases], *, rounds: int = 30, path: Path | None 
     ceilings = Ceilings.measure(device, timer)
     name = torch.cuda.get_device_name(device)
     print(f"{environment}\n{name}, CUDA {torch.version.cuda}, {ceilings}")
-    results, wrong = run(benches, rounds=rounds, device=device, timer=timer, ceilings=ceilings)
-    if path is not None:
+
+    def keep(results: Sequence[Result], wrong: Sequence[str]) -> None:
         content = {
             "environment": dataclasses.asdict(environment),
             "device": name,
             "cuda": torch.version.cuda,
             "ceilings": dataclasses.asdict(ceilings),
             "results": [_values(result, ceilings) for result in results],
-            "wrong": wrong,
+            "wrong": [*wrong],
         }
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if path is not None:
+            write_json(path, content)
+
+    _, wrong = run(benches, rounds=rounds, device=device, timer=timer, ceilings=ceilings, keep=keep)
     return 1 if wrong else 0
 
 

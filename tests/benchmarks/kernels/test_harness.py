@@ -123,13 +123,20 @@ def test_a_run_goes_on_after_a_wrong_case(capsys: pytest.CaptureFixture[str]) ->
 
     def cases(device: torch.device) -> Iterator[Case]:
         yield case(contender(timer, "ours", [1.0], TRUTH * 2), shape="[bad]")
+        failing = Contender(name="ours", settings="", run=lambda: TRUTH.reshape(2))
+        yield case(failing, shape="[broken]")
         yield case(contender(timer, "ours", [1.0]), shape="[good]")
+        raise RuntimeError("out of memory\nand more")
 
+    kept: list[tuple[int, int]] = []
     results, wrong = harness.run(
-        {"some_op": cases}, rounds=1, device=torch.device("cpu"), timer=timer, ceilings=CEILINGS
-    )
+        {"some_op": cases}, rounds=1, device=torch.device("cpu"), timer=timer, ceilings=CEILINGS,
+        keep=lambda results, wrong: kept.append((len(results), len(wrong))),
+    )  # fmt: skip
     assert [result.shape for result in results] == ["[good]"]
-    assert len(wrong) == 1 and "[bad]" in wrong[0]
+    assert len(wrong) == 3 and "[bad]" in wrong[0] and "[broken]: failed: shape" in wrong[1]
+    assert wrong[2] == "some_op: a case could not be set up: out of memory"
+    assert kept == [(0, 1), (0, 2), (1, 2), (1, 3)]
     out = capsys.readouterr().out
     assert "WRONG  some_op [bad]" in out and "some_op  [good]" in out
 
