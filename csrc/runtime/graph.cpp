@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/headeronly/version.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,6 +23,8 @@ namespace fs = std::filesystem;
 using torch::inductor::AOTIModelPackageLoader;
 
 constexpr const char* kWeights = "weights.safetensors";
+// Older loaders take files alone, which they unpack to the system's folder.
+constexpr bool kTakesFolders = TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13;
 
 // A folder that only this user may enter and that goes with the object.
 class PrivateFolder {
@@ -75,22 +78,18 @@ void unpack(const fs::path& file, const fs::path& folder) {
   }
 }
 
-std::unique_ptr<AOTIModelPackageLoader> load(const fs::path& file, const fs::path& unpack_to) {
+std::unique_ptr<AOTIModelPackageLoader> load(const fs::path& file, const fs::path& unpack_to,
+                                             at::Device device) {
   const PrivateFolder folder(unpack_to);
   try {
-    unpack(file, folder.path());
-    return std::make_unique<AOTIModelPackageLoader>(folder.path().string());
+    if (kTakesFolders) unpack(file, folder.path());
+    return std::make_unique<AOTIModelPackageLoader>((kTakesFolders ? folder.path() : file).string(),
+                                                    "model", /*run_single_threaded=*/false,
+                                                    /*num_runners=*/1, device.index());
   } catch (const c10::Error& error) {
     throw Error(Status::kPackage,
                 file.string() + " cannot be loaded: " + error.what_without_backtrace());
   }
-}
-
-at::ScalarType type_of(std::string_view dtype) {
-  if (dtype == "float32" || dtype == "F32") return at::kFloat;
-  if (dtype == "F64") return at::kDouble;
-  if (dtype == "int64" || dtype == "I64") return at::kLong;
-  throw Error(Status::kPackage, "tensors of " + std::string(dtype) + " are not run here");
 }
 
 std::string shown(at::IntArrayRef shape) {
@@ -117,12 +116,12 @@ void check_tensors(const std::string& file, const char* verb, const std::vector<
   }
 }
 
-Graph::Weights load_weights(const fs::path& path) {
+Graph::Weights load_weights(const fs::path& path, at::Device device) {
   const MappedFile file(path);
   try {
     Graph::Weights weights;
     for (const auto& [name, view] : read_safetensors(file.bytes()).tensors) {
-      weights.emplace(name, to_tensor(view));
+      weights.emplace(name, to_tensor(view).to(device));
     }
     return weights;
   } catch (const Error& error) {
@@ -145,6 +144,15 @@ const at::Tensor& pick(const Graph::Weights& weights, const std::string& owner,
 
 }  // namespace
 
+at::ScalarType type_of(std::string_view dtype) {
+  if (dtype == "float32" || dtype == "F32") return at::kFloat;
+  if (dtype == "bfloat16" || dtype == "BF16") return at::kBFloat16;
+  if (dtype == "float16" || dtype == "F16") return at::kHalf;
+  if (dtype == "int64" || dtype == "I64") return at::kLong;
+  if (dtype == "F64") return at::kDouble;
+  throw Error(Status::kPackage, "tensors of " + std::string(dtype) + " are not run here");
+}
+
 at::Tensor to_tensor(const TensorView& view) {
   at::Tensor tensor = at::empty(view.shape, type_of(view.dtype));
   if (!view.data.empty()) std::memcpy(tensor.data_ptr(), view.data.data(), view.data.size());
@@ -152,8 +160,9 @@ at::Tensor to_tensor(const TensorView& view) {
 }
 
 Graph::Graph(const Package& package, const std::string& name, const Weights& weights,
-             const fs::path& unpack_to)
-    : spec_(package.manifest.graph(name)), loader_(load(package.folder / spec_.file, unpack_to)) {
+             const fs::path& unpack_to, at::Device device)
+    : spec_(package.manifest.graph(name)),
+      loader_(load(package.folder / spec_.file, unpack_to, device)) {
   std::unordered_map<std::string, at::Tensor> constants;
   for (const std::string& weight : loader_->get_constant_fqns()) {
     weights_.push_back(pick(weights, name, weight));
@@ -175,21 +184,41 @@ std::vector<at::Tensor> Graph::operator()(std::vector<at::Tensor> inputs) const 
   return outputs;
 }
 
-std::map<std::string, Graph, std::less<>> load_graphs(const Package& package,
-                                                      const std::vector<std::string>& wanted,
-                                                      const fs::path& unpack_to) {
+Graphs::Graphs(const Package& package, const std::vector<std::string>& wanted,
+               const fs::path& unpack_to, at::Device device) {
   std::map<fs::path, Graph::Weights> weights;
-  std::map<std::string, Graph, std::less<>> graphs;
   for (const std::string& name : wanted) {
     const fs::path folder = fs::path(package.manifest.graph(name).file).parent_path();
     const std::string file = (folder / kWeights).generic_string();
     if (!package.manifest.files.contains(file)) {
       throw Error(Status::kPackage, "the manifest lists no " + file);
     }
-    if (!weights.contains(folder)) weights.emplace(folder, load_weights(package.folder / file));
-    graphs.emplace(name, Graph(package, name, weights.at(folder), unpack_to));
+    if (!weights.contains(folder)) {
+      weights.emplace(folder, load_weights(package.folder / file, device));
+    }
+    graphs_.emplace(name, Graph(package, name, weights.at(folder), unpack_to, device));
   }
-  return graphs;
+}
+
+const Graph& Graphs::at(std::string_view name) const {
+  const auto found = graphs_.find(name);
+  if (found == graphs_.end()) {
+    throw Error(Status::kPackage, "the graph " + std::string(name) + " is missing");
+  }
+  return found->second;
+}
+
+void check_names(const std::string& graph, const std::vector<TensorSpec>& specs,
+                 const std::vector<std::string>& names, bool more) {
+  bool fit = more ? specs.size() >= names.size() : specs.size() == names.size();
+  for (std::size_t i = 0; fit && i < names.size(); ++i) fit = specs[i].name == names[i];
+  if (!fit)
+    throw Error(Status::kPackage, graph + " has other inputs or outputs than this runtime knows");
+}
+
+void check_shape(const std::string& what, const std::vector<std::int64_t>& found,
+                 const std::vector<std::int64_t>& wanted) {
+  if (found != wanted) throw Error(Status::kPackage, what + " has another shape than it should");
 }
 
 }  // namespace livereel

@@ -1,6 +1,7 @@
 #include "manifest.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "json.h"
@@ -89,6 +90,7 @@ Recipe read_recipe(const Json& json) {
       .timesteps = numbers(json, "timesteps"),
       .context_noise = json.at("context_noise").number("context_noise"),
       .solver = json.at("solver").text("solver"),
+      .shift = json.at("shift").number("shift"),
       .fps = json.at("fps").number("fps"),
       .guidance_scale = json.at("guidance_scale").number("guidance_scale"),
       .max_sequence_length = whole("max_sequence_length", 1, 4096),
@@ -118,7 +120,9 @@ Recipe read_recipe(const Json& json) {
     refuse("context_noise must be from 0 to 1000");
   }
   if (!(recipe.fps >= 0.1 && recipe.fps <= 240)) refuse("fps must be from 0.1 to 240");
-  if (recipe.solver != "euler" && recipe.solver != "renoise") {
+  if (!(recipe.shift >= 0.01 && recipe.shift <= 100)) refuse("shift must be from 0.01 to 100");
+  constexpr std::array<std::string_view, 4> kSolvers = {"euler", "renoise", "ddim", "dpm"};
+  if (std::ranges::find(kSolvers, recipe.solver) == kSolvers.end()) {
     throw Error(Status::kVersion, "the solver " + recipe.solver.substr(0, 40) + " is unknown");
   }
   if (!(recipe.guidance_scale >= 0 && recipe.guidance_scale <= 100)) {
@@ -131,6 +135,9 @@ LatentSpec read_latent(const Json& json) {
   const auto whole = [&](const char* key, std::int64_t low) {
     return json.at(key).whole(key, low, std::int64_t{1} << 20);
   };
+  const auto rare = [&](const char* key, std::int64_t otherwise) {
+    return json.find(key) == nullptr ? otherwise : whole(key, 1);
+  };
   LatentSpec latent{
       .channels = whole("channels", 1),
       .height = whole("height", 1),
@@ -140,6 +147,8 @@ LatentSpec read_latent(const Json& json) {
       .text_width = whole("text_width", 1),
       .mean = numbers(json, "mean"),
       .std = numbers(json, "std"),
+      .temporal_patch = rare("temporal_patch", 1),
+      .vae_chunk = rare("vae_chunk", 0),
   };
   const auto channels = static_cast<std::size_t>(latent.channels);
   if (latent.mean.size() != channels || latent.std.size() != channels) {
@@ -149,6 +158,11 @@ LatentSpec read_latent(const Json& json) {
 }
 
 }  // namespace
+
+bool Manifest::for_gpu() const {
+  const auto is_gpu = [](const std::string& chip) { return chip.starts_with("sm_"); };
+  return !chips.empty() && std::ranges::all_of(chips, is_gpu);
+}
 
 const GraphSpec& Manifest::graph(std::string_view graph_name) const {
   const auto found = graphs.find(graph_name);
@@ -170,12 +184,14 @@ Manifest read_manifest(std::string_view text) {
   if (json.at("seed").text("seed") != kSeedRule) {
     throw Error(Status::kVersion, "the package draws its noise by another rule");
   }
-  if (json.at("dtype").text("dtype") != "float32") {
-    throw Error(Status::kVersion, "the package's dtype must be float32");
+  const std::string& dtype = json.at("dtype").text("dtype");
+  if (dtype != "float32" && dtype != "float16" && dtype != "bfloat16") {
+    throw Error(Status::kVersion, "the package's dtype " + dtype.substr(0, 40) + " is unknown");
   }
   const Json& model = json.at("model");
   Manifest manifest{
       .chips = {},
+      .dtype = dtype,
       .name = model.at("name").text("name"),
       .fingerprint = model.at("fingerprint").text("fingerprint"),
       .versions = {},

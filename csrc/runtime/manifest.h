@@ -38,7 +38,8 @@ struct Recipe {
   std::int64_t anchor_every;
   std::vector<double> timesteps;
   double context_noise;
-  std::string solver;  // "euler" or "renoise"
+  std::string solver;  // "euler", "renoise", "ddim" or "dpm"
+  double shift;        // of the signal-to-noise ratio, for the last two
   double fps;
   double guidance_scale;  // above 1: flow is guided away from the empty prompt's
   std::int64_t max_sequence_length;
@@ -49,7 +50,7 @@ struct Recipe {
   std::int64_t goal_channels;  // behind those, of a picture that the stream ends with: zeros here
 
   // What the DiT is given of each latent frame behind the latents' own channels.
-  [[nodiscard]] std::int64_t more_channels() const { return control_channels + goal_channels; }
+  [[nodiscard]] std::int64_t told_channels() const { return control_channels + goal_channels; }
 };
 
 // The fields of `Latent` that a stream needs.
@@ -62,10 +63,13 @@ struct LatentSpec {
   std::int64_t text_width;
   std::vector<double> mean;
   std::vector<double> std;
+  std::int64_t temporal_patch;  // chunk and past together are a multiple of it
+  std::int64_t vae_chunk;       // latent frames of a decoder's call, where that matters; or 0
 };
 
 struct Manifest {
   std::vector<std::string> chips;
+  std::string dtype;  // of weights, text and past: "float32", "float16" or "bfloat16"
   std::string name;
   std::string fingerprint;
   std::map<std::string, std::string, std::less<>> versions;
@@ -73,6 +77,9 @@ struct Manifest {
   LatentSpec latent;
   std::map<std::string, GraphSpec, std::less<>> graphs;
   std::map<std::string, FileSpec, std::less<>> files;
+
+  // Whether the graphs are compiled for NVIDIA's GPUs ("sm_90").
+  [[nodiscard]] bool for_gpu() const;
 
   // Throws Error(kPackage) for a graph that is not there.
   [[nodiscard]] const GraphSpec& graph(std::string_view name) const;

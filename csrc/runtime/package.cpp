@@ -3,6 +3,7 @@
 #include <string>
 
 #include "file.h"
+#include "gpu.h"
 #include "livereel/error.h"
 #include "sha256.h"
 
@@ -42,10 +43,10 @@ bool has([[maybe_unused]] std::string_view set) {
   return false;
 }
 
-// Whether this machine is a `chip`: "any", or "x86_64" and instruction sets behind dashes.
-bool runs(std::string_view chip) {
+// Whether this machine is a `chip`: "any", "x86_64" and instruction sets behind dashes, or a GPU.
+bool runs(std::string_view chip, std::string_view gpu) {
   constexpr std::string_view kFamily = "x86_64";
-  if (chip == "any") return true;
+  if (chip == "any" || (!gpu.empty() && chip == gpu)) return true;
   if (!chip.starts_with(kFamily)) return false;
   chip.remove_prefix(kFamily.size());
   while (chip.starts_with('-')) {
@@ -64,13 +65,17 @@ void check_machine(const Manifest& manifest, std::string_view torch) {
     throw Error(Status::kVersion, "the package was compiled for torch " + wanted.substr(0, 40) +
                                       "; this runtime is built with " + std::string(torch));
   }
+  const std::string gpu = manifest.for_gpu() ? gpu_chip() : std::string();
   std::string chips;
   for (const std::string& chip : manifest.chips) {
-    if (runs(chip)) return;
+    if (runs(chip, gpu)) return;
     chips += (chips.empty() ? "" : ", ") + chip.substr(0, 40);
   }
-  throw Error(Status::kVersion, "the package was compiled for " + chips.substr(0, 200) +
-                                    ", which this machine is not");
+  std::string why = ", which this machine is not";
+  if (manifest.for_gpu()) {
+    why = gpu.empty() ? "; there is no NVIDIA GPU here, or no driver" : "; the GPU here is " + gpu;
+  }
+  throw Error(Status::kVersion, "the package was compiled for " + chips.substr(0, 200) + why);
 }
 
 }  // namespace

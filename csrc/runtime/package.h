@@ -18,7 +18,8 @@ struct Package {
 
 // Opens a package and reads every file once, to compare it with the manifest. Throws Error(kFile)
 // for what cannot be read, Error(kVersion) for a package made for another libtorch than `torch`
-// ("2.13.0") or another processor than this one, and Error(kPackage) for one that is damaged.
+// ("2.13.0"), another processor than this one or another GPU, and Error(kPackage) for one that is
+// damaged.
 Package open_package(const std::filesystem::path& folder, std::string_view torch);
 
 }  // namespace livereel

@@ -1,5 +1,6 @@
 #include "state.h"
 
+#include <array>
 #include <charconv>
 #include <limits>
 #include <utility>
@@ -13,9 +14,18 @@ namespace {
 
 constexpr const char* kFormat = "livereel.runtime 2";
 
+// What a ring holds: keys and values, or latents.
+constexpr std::array<const char*, 3> kRing = {"ring.k", "ring.v", "ring.latents"};
+
+const char* name_of(at::ScalarType type) {
+  if (type == at::kDouble) return "F64";
+  if (type == at::kBFloat16) return "BF16";
+  return type == at::kHalf ? "F16" : "F32";
+}
+
 TensorView view_of(const at::Tensor& tensor) {
   TensorView view;
-  view.dtype = tensor.scalar_type() == at::kDouble ? "F64" : "F32";
+  view.dtype = name_of(tensor.scalar_type());
   view.shape = tensor.sizes().vec();
   view.data = {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
   return view;
@@ -51,17 +61,17 @@ std::vector<std::byte> save_state(const State& state, const std::string& model) 
                       {"latent", std::to_string(state.latent)},
                       {"pts", std::to_string(state.pts)},
                       {"track_at", std::to_string(state.track_at)}};
-  std::vector<std::pair<std::string, at::Tensor>> tensors = {{"text", state.text},
-                                                             {"ring.k", state.ring_k},
-                                                             {"ring.v", state.ring_v},
-                                                             {"pending", state.pending},
-                                                             {"track", state.track}};
+  std::vector<std::pair<std::string, at::Tensor>> tensors = {
+      {"text", state.text}, {"pending", state.pending}, {"track", state.track}};
+  for (std::size_t i = 0; i < state.ring.size(); ++i) {
+    tensors.emplace_back(kRing.at(state.ring.size() == 1 ? 2 : i), state.ring[i]);
+  }
   for (std::size_t i = 0; i < state.caches.size(); ++i) {
     tensors.emplace_back("cache." + std::to_string(i), state.caches[i]);
   }
   for (auto& [name, tensor] : tensors) {
     if (!tensor.defined()) continue;
-    tensor = tensor.contiguous();  // and kept until it is copied
+    tensor = tensor.cpu().contiguous();  // and kept until it is copied
     content.tensors.emplace(name, view_of(tensor));
   }
   return write_safetensors(content);
@@ -85,8 +95,9 @@ State load_state(std::span<const std::byte> bytes, const std::string& model) {
   state.latent = number_of<std::int64_t>(content, "latent");
   state.pts = number_of<std::int64_t>(content, "pts");
   state.text = tensor_of(content, "text");
-  state.ring_k = tensor_of(content, "ring.k");
-  state.ring_v = tensor_of(content, "ring.v");
+  for (const char* name : kRing) {
+    if (at::Tensor part = tensor_of(content, name); part.defined()) state.ring.push_back(part);
+  }
   state.pending = tensor_of(content, "pending");
   state.track = tensor_of(content, "track");
   state.track_at = number_of<std::int64_t>(content, "track_at");

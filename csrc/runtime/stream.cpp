@@ -33,7 +33,8 @@ auto told(Function function) {
     throw Error(Status::kMemory, "there is too little memory");
   } catch (const c10::Error& error) {
     const std::string what = error.what_without_backtrace();
-    const bool memory = what.find("allocate memory") != std::string::npos;
+    const bool memory = what.find("allocate memory") != std::string::npos ||
+                        what.find("out of memory") != std::string::npos;
     throw Error(memory ? Status::kMemory : Status::kInternal, what);
   } catch (const std::exception& error) {
     throw Error(Status::kInternal, error.what());
@@ -67,16 +68,14 @@ class Stream::Impl {
   Impl(const std::filesystem::path& package, const Embeds& prompt, const Options& options)
       : model_(package, options.unpack_to), state_(model_.begin(options.seed, options.steps)) {
     state_.text = text(prompt);
-    text_kv_ = model_.text_kv(state_.text);
+    prompt_ = model_.prompt(state_.text);
     negative_ = negative();
   }
 
   Impl(const std::filesystem::path& package, std::span<const std::byte> snapshot,
        const Options& options)
-      : model_(package, options.unpack_to),
-        state_(load_state(snapshot, model_.manifest().fingerprint)) {
-    model_.check(state_);
-    text_kv_ = model_.text_kv(state_.text);
+      : model_(package, options.unpack_to), state_(model_.restore(snapshot)) {
+    prompt_ = model_.prompt(state_.text);
     negative_ = negative();
   }
 
@@ -89,17 +88,17 @@ class Stream::Impl {
       track = track_;
     }
     State state = state_;
-    model_.remember(state, text_kv_);
-    TextKV text_kv = text_kv_;
+    model_.remember(state, prompt_);
+    Prompt prompt = prompt_;
     if (wanted) {
       state.text = *wanted;
-      text_kv = model_.text_kv(state.text);
+      prompt = model_.prompt(state.text);
     }
     if (track) model_.lead(state, *track);
     Chunk chunk;
     chunk.index = state.chunk;
     chunk.pts = state.pts;
-    const at::Tensor latents = model_.sample(state, text_kv, negative_);
+    const at::Tensor latents = model_.sample(state, prompt, negative_);
     const at::Tensor pixels = model_.decode(state, latents);
     chunk.count = pixels.size(0);
     chunk.height = pixels.size(1);
@@ -107,7 +106,7 @@ class Stream::Impl {
     const auto* const data = pixels.const_data_ptr<std::uint8_t>();
     chunk.frames.assign(data, data + pixels.numel());
     state_ = std::move(state);
-    text_kv_ = std::move(text_kv);
+    prompt_ = std::move(prompt);
     const std::scoped_lock queue(queue_);
     if (wanted && wanted_ && wanted_->is_same(*wanted)) wanted_.reset();
     if (track && track_ && track_->is_same(*track)) track_.reset();
@@ -161,16 +160,16 @@ class Stream::Impl {
     return model_.text(prompt.values.data(), prompt.tokens, prompt.width);
   }
 
-  [[nodiscard]] std::optional<TextKV> negative() const {
+  [[nodiscard]] std::optional<Prompt> negative() const {
     const std::optional<std::filesystem::path> file = model_.negative();
     if (!file) return std::nullopt;
-    return model_.text_kv(text(read_embeds(*file)));
+    return model_.prompt(text(read_embeds(*file)));
   }
 
   Model model_;
   State state_;
-  TextKV text_kv_;
-  std::optional<TextKV> negative_;
+  Prompt prompt_;
+  std::optional<Prompt> negative_;
   std::optional<at::Tensor> wanted_;  // a prompt that takes hold at the next chunk's edge
   std::optional<at::Tensor> track_;   // and a track
   mutable std::mutex making_;

@@ -1,5 +1,8 @@
 /* LiveReel's C interface: endless video from a package that `livereel export --format aoti` wrote.
  *
+ * A package compiled for a GPU runs on the process's first one. That was written without a GPU at
+ * hand and has never been run.
+ *
  * Functions give a livereel_status; livereel_last_error() says in a sentence what went wrong in the
  * calling thread's last call that failed. No exception leaves them. A stream may be used from any
  * thread: livereel_update and livereel_control take hold at the next chunk's edge, the others wait
@@ -28,7 +31,7 @@ typedef enum livereel_status {
   LIVEREEL_ARGUMENT = 1, /* a null pointer, a value or a shape that cannot be used */
   LIVEREEL_FILE = 2,     /* what cannot be read or written */
   LIVEREEL_PACKAGE = 3,  /* a damaged package, embedding or snapshot */
-  LIVEREEL_VERSION = 4,  /* made for another version, torch or processor */
+  LIVEREEL_VERSION = 4,  /* made for another version, torch, processor or GPU */
   LIVEREEL_MEMORY = 5,   /* memory ran out */
   LIVEREEL_INTERNAL = 6, /* anything else */
 } livereel_status;

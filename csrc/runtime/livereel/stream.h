@@ -1,6 +1,7 @@
 // LiveReel's C++ interface: endless video from a package that `livereel export --format aoti`
-// wrote, without Python. Frames are bitwise those of the Python runner on the same package, machine
-// and number of threads.
+// wrote, without Python. On the processor frames are bitwise those of the Python runner on the same
+// package, machine and number of threads. A package compiled for a GPU runs on the process's first
+// one; that has never been run yet.
 #pragma once
 
 #include <cstddef>

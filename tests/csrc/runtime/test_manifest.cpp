@@ -22,6 +22,8 @@ void check(Status status, const std::string& what, const std::string& with) {
 int main() {
   const livereel::Manifest manifest = livereel::read_manifest(livereel::manifest_text("x"));
   CHECK(manifest.stream.window == 6 && manifest.stream.solver == "euler");
+  CHECK(manifest.dtype == "float32" && manifest.stream.shift == 3 &&
+        manifest.latent.vae_chunk == 0);
   CHECK(manifest.stream.timesteps[1] == 375.5 && manifest.latent.mean[1] == 0.5);
   const livereel::GraphSpec& graph = manifest.graph("denoise");
   CHECK(graph.file == "graphs/denoise.pt2" && graph.inputs[0].shape.size() == 5);
@@ -33,10 +35,10 @@ int main() {
   const livereel::Manifest follows =
       livereel::read_manifest(changed(livereel::manifest_text("x"), R"("window": 6)", led));
   CHECK(follows.stream.control_channels == 4 && follows.stream.control_wraps);
-  CHECK(follows.stream.goal_channels == 0 && follows.stream.more_channels() == 4);
+  CHECK(follows.stream.goal_channels == 0 && follows.stream.told_channels() == 4);
   const livereel::Manifest ends = livereel::read_manifest(changed(
       livereel::manifest_text("x"), R"("window": 6)", R"("goal_channels": 128, "window": 6)"));
-  CHECK(ends.stream.goal_channels == 128 && ends.stream.more_channels() == 128);
+  CHECK(ends.stream.goal_channels == 128 && ends.stream.told_channels() == 128);
 
   check(Status::kPackage, R"("window": 6)", R"("control_channels": 4, "window": 6)");
   check(Status::kPackage, R"("window": 6)",
@@ -48,8 +50,11 @@ int main() {
   check(Status::kVersion, R"("manifest": 1)", R"("manifest": 2)");
   check(Status::kVersion, R"("aoti")", R"("onnx")");
   check(Status::kVersion, "philox4x32-10", "philox4x32-7");
-  check(Status::kVersion, R"("dtype": "float32")", R"("dtype": "float16")");
+  check(Status::kVersion, R"("dtype": "float32")", R"("dtype": "float8")");
   check(Status::kVersion, R"("euler")", R"("unipc")");
+  check(Status::kPackage, R"("shift": 3.0)", R"("shift": 0)");
+  check(Status::kPackage, R"("patch": 2)", R"("patch": 2, "temporal_patch": 0)");
+  check(Status::kPackage, R"("patch": 2)", R"("patch": 2, "vae_chunk": 0)");
   check(Status::kPackage, R"("guidance_scale": 1.0)", R"("guidance_scale": 500.0)");
   check(Status::kPackage, R"("window": 6)", R"("window": 2)");
   check(Status::kPackage, R"("window": 6)", R"("window": 1e99)");

@@ -1,4 +1,5 @@
-// Opening packages: whole, truncated, tampered with, and for other machines.
+// Opening packages: whole, truncated, tampered with, and for other machines. The only GPU here is
+// that of fake_cuda.cpp.
 #include <filesystem>
 #include <string>
 
@@ -35,10 +36,17 @@ int main() {
   CHECK(livereel::open_package(folder.path(), "2.13.0").manifest.name == "tiny");
 
   CHECK(opened(Status::kVersion, "2.14.0"));
-  write_file(manifest, changed(text, "[\"any\"]", "[\"sm_89\"]"));
+  const auto for_chips = [&](const std::string& chips) {
+    write_file(manifest, changed(text, "[\"any\"]", chips));
+  };
+  for_chips(R"(["sm_89"])");
   CHECK(opened(Status::kVersion));
-  write_file(manifest, changed(text, "[\"any\"]", "[\"sm_89\", \"any\"]"));
-  CHECK(!opened(Status::kVersion));
+  for_chips(R"(["sm_89", "any"])");
+  CHECK(!livereel::open_package(folder.path(), "2.13.0").manifest.for_gpu());
+  for_chips(R"(["sm_10"])");
+  CHECK(livereel::open_package(folder.path(), "2.13.0").manifest.for_gpu());
+  for_chips("[]");
+  CHECK(opened(Status::kVersion));
   write_file(manifest, changed(text, "[\"any\"]", "[\"x86_64-mmx\"]"));
   CHECK(opened(Status::kVersion));
 

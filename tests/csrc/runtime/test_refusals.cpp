@@ -149,6 +149,14 @@ void wrong_packages(const Case& given) {
   try_with(manifest,
            changed(text, "\"control_channels\"", "\"goal_channels\": 1, \"control_channels\""),
            LIVEREEL_PACKAGE);
+  // For another GPU than this machine's, and for that of fake_cuda.cpp, which libtorch does not
+  // know.
+  const std::string chip =
+      text.substr(text.find("x86_64"), text.find('"', text.find("x86_64")) - text.find("x86_64"));
+  for (const std::string gpu : {"sm_90", "sm_10"}) {
+    try_with(manifest, changed(text, chip, gpu), LIVEREEL_VERSION);
+    CHECK(std::strstr(livereel_last_error(), gpu.c_str()) != nullptr);
+  }
   try_with(manifest, changed(text, "\"denoise\":", "\"denoised\":"), LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"width\": 48", "\"width\": 8192"), LIVEREEL_PACKAGE);
   try_with(manifest, changed(text, "\"height\": 32", "\"height\": 8192"), LIVEREEL_PACKAGE);

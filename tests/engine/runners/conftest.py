@@ -1,4 +1,4 @@
-"""A package of AOTInductor graphs of a tiny model, compiled once."""
+"""Packages of AOTInductor graphs of tiny models, compiled once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from livereel.engine.checkpoint.folder import open_folder
 from livereel.export.package import plan_export, write_package
+
+from ...export.conftest import windowed_folder as windowed_folder
 
 _SHALLOW_VAE = {
     "dim_mult": [1, 1], "temperal_downsample": [True], "scale_factor_spatial": 4,
@@ -37,14 +39,24 @@ def guided_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.fixture(scope="session")
-def aoti_package(guided_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its package; skips where there is nothing to compile with."""
+def compiled(folder: Path, path: Path) -> Path:
+    """A model's package; skips where there is nothing to compile with."""
     inductor = pytest.importorskip("torch._inductor.config")
-    path = tmp_path_factory.mktemp("aoti") / "package"
     # What calls the kernels is most of the code that is compiled, and its speed matters to nobody.
     with inductor.patch("aot_inductor.compile_wrapper_opt_level", "O0"):
-        checked = write_package(plan_export(open_folder(guided_folder)), path, "aoti")
+        checked = write_package(plan_export(open_folder(folder)), path, "aoti")
     assert checked.errors
     assert max(checked.errors.values()) <= 1e-4
     return path
+
+
+@pytest.fixture(scope="session")
+def aoti_package(guided_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The causal model's package."""
+    return compiled(guided_folder, tmp_path_factory.mktemp("aoti") / "package")
+
+
+@pytest.fixture(scope="session")
+def windowed_package(windowed_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a CogVideoX."""
+    return compiled(windowed_folder, tmp_path_factory.mktemp("windowed_aoti") / "package")

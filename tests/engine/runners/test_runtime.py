@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -62,18 +63,20 @@ def build(folder: Path, case: Path, *options: str, targets: Sequence[str] = TARG
 
 
 def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
-    """A package, two embeddings, and what Python streams: the prompt changes in the middle, the
-    object is led and let go."""
+    """A package, two embeddings, and what Python streams: the prompt changes in the middle; where
+    the model follows control, the object is led and let go."""
     (folder / "package").symlink_to(package)
     for name, prompt in zip(("first", "second"), prompts, strict=True):
         out = folder / f"{name}.safetensors"
         assert main(["embed", prompt, "--model", str(package), "-o", str(out)]) == 0
     frames = []
-    with Engine.load(package, device="cpu").open(prompts[0], seed=SEED) as session:
+    engine = Engine.load(package, device="cpu")
+    tracks = TRACKS if engine.config.control_channels else {}
+    with engine.open(prompts[0], seed=SEED) as session:
         for chunk in session:
             frames.append(chunk.frames)
-            if chunk.index in TRACKS:
-                session.update(control=TRACKS[chunk.index])
+            if chunk.index in tracks:
+                session.update(control=tracks[chunk.index])
             if chunk.index == CHUNKS // 2 - 1:
                 session.update(prompt=prompts[1])
             if chunk.index == CHUNKS - 1:
@@ -122,6 +125,23 @@ def test_demo_streams_bitwise_as_python(
     write_package(plan_export(open_folder(DEMO)), package, "aoti")
     moves = ("a red circle moving right", "a large blue star moving left")
     case = make_case(package, tmp_path, [f"{move} on a black background" for move in moves])
+    done(built / "csrc" / "runtime" / "test_stream", case, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe", [{}, {"solver": "dpm", "timesteps": [999.0, 740.5, 499.25]}], ids=["ddim", "dpm"]
+)
+def test_windows_of_latents_stream_bitwise_as_python(
+    built: Path, windowed_package: Path, tmp_path: Path, environment: dict[str, str],
+    recipe: dict[str, object],
+) -> None:  # fmt: skip
+    package = shutil.copytree(windowed_package, tmp_path / "exported")
+    file = package / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["stream"].update(recipe)
+    file.write_text(json.dumps(manifest))
+    case = make_case(package, tmp_path, ("a red ball moving left", "a blue ball"))
     done(built / "csrc" / "runtime" / "test_stream", case, env=environment)
 
 
