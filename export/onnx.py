@@ -162,7 +162,10 @@ def _trace(step: Step) -> Any:
             optimize=True,
             verbose=False,
         )
-    assert traced is not None
+    assert traced is not None and traced.exported_program is not None
+    signature = traced.exported_program.graph_signature
+    # What a step writes in place would be lost without a word.
+    assert not {**signature.user_inputs_to_mutate, **signature.buffers_to_mutate}, "keeps state"
     return traced
 
 

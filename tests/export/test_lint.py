@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
+from torch import Tensor, nn
 
 from livereel.engine.checkpoint.folder import open_folder
 from livereel.engine.manifest import Graph, TensorSpec
 from livereel.engine.package import read_manifest
 from livereel.export import lint
+from livereel.export.onnx import OnnxWriter
 from livereel.export.package import plan_export
+from livereel.export.steps import Step
 
 SPECS = tuple(TensorSpec(name=name, dtype="float32", shape=(2, 3)) for name in ("x", "y"))
 GRAPH = Graph(file="g.onnx", inputs=SPECS[:1], outputs=SPECS[1:])
@@ -82,6 +86,20 @@ def _heavy(folder: Path) -> None:
 def test_mistakes_are_told(tmp_path: Path, make: Callable[[Path], None], told: str) -> None:
     make(tmp_path)
     assert any(told in found for found in lint.structure(tmp_path, GRAPH))
+
+
+class _Keeps(nn.Module):
+    """Writes a chunk into the past that it is given."""
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        past[0] = x
+        return past.sum(0)
+
+
+def test_a_step_that_keeps_state_in_place_is_not_exported(tmp_path: Path) -> None:
+    inputs = {"x": torch.zeros(3), "past": torch.zeros(2, 3)}
+    with pytest.raises(AssertionError, match="keeps state"):
+        OnnxWriter(tmp_path).write("step", Step(_Keeps(), inputs, ("y",), "part"))
 
 
 def test_other_shapes_than_the_manifests_are_told(tmp_path: Path) -> None:
