@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ResourceError
 from .folder import read_json
 
 KeyMap = Callable[[Collection[str]], Mapping[str, str]]
@@ -30,7 +30,8 @@ class Weights:
     """The tensors of one component, from one file or several; a context manager.
 
     `shapes` has every tensor's shape before any of them is read. Raises `CheckpointError` when a
-    file is missing, truncated or no safetensors file, or when two hold the same name.
+    file is missing, truncated or no safetensors file, or when two hold the same name, and
+    `ResourceError` for one that is larger than this machine can map.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -56,6 +57,8 @@ class Weights:
                 self._home[name] = (path, handle)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+        except RuntimeError as error:  # one file that is larger than the machine's memory
+            raise ResourceError(f"{path} cannot be mapped: {error}") from error
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` on the CPU, a view of the mapped file."""

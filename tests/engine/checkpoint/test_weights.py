@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from livereel.engine.checkpoint import weights
 from livereel.engine.checkpoint.save import save_component
 from livereel.engine.checkpoint.weights import Weights, load_weights, weight_files
-from livereel.engine.errors import CheckpointError
+from livereel.engine.errors import CheckpointError, ResourceError
 
 
 class Small(nn.Module):
@@ -180,6 +181,15 @@ def test_what_does_not_fit_is_named(
     assert "\n" not in message
     assert len(message) < 600
     assert all(p.is_meta for p in module.parameters())
+
+
+def test_a_file_larger_than_memory_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to mmap 28577106440 bytes")
+
+    monkeypatch.setattr(weights, "safe_open", refuse)
+    with pytest.raises(ResourceError, match=r"safetensors cannot be mapped: unable to mmap"):
+        Weights(weight_files(folder))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])
