@@ -112,15 +112,17 @@ def test_gelu_is_cublas_s_and_by_tanh() -> None:
 
 
 def test_the_host_waits_for_frames_alone_and_memory_stays(demo: Engine) -> None:
-    session = demo.open(PROMPT, seed=3)
+    # Large enough that the decoder is still at work when the host has begun the next chunk.
+    session = demo.open(PROMPT, seed=3, width=512, height=512)
     frames(session, WARM)
     before = torch.cuda.memory_stats()["num_device_alloc"]
-    with no_waiting(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen, no_waiting():
         frames(session, 20)
     assert torch.cuda.memory_stats()["num_device_alloc"] == before
     calls = [event.name for event in seen.events()]
-    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy", "cudaMalloc")
+    waits = ("cudaStreamSynchronize", "cudaMemcpy", "cudaMalloc")
     assert not [name for name in calls if name in waits]
+    assert calls.count("cudaDeviceSynchronize") <= 1  # the profiler's own, at its end
     assert calls.count("cudaEventSynchronize") <= 20
     assert overlap(seen) > 0
 
