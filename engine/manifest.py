@@ -130,6 +130,11 @@ class Manifest:
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileInfo] = field(default_factory=dict)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the graphs were made for GPUs of some kind."""
+        return any(chip.startswith("sm_") for chip in self.chips)
+
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON has them; `from_dict` gives the same manifest back."""
         return {

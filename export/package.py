@@ -16,6 +16,7 @@ import livereel.engine
 from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.checkpoint.save import new_folder
 from livereel.engine.errors import InputError
+from livereel.engine.layers.road import pick_road
 from livereel.engine.manifest import Manifest
 from livereel.engine.package import NEGATIVE, fingerprint, finish, open_package
 from livereel.engine.runners.graphs import DTYPES, text_encoder
@@ -115,6 +116,7 @@ def write_package(
     """
     with new_folder(out) as draft:
         writer = _writer(format, draft, plan.targets)
+        plan = _on_road(plan, format, writer.chips)
         graphs: dict[str, Graph] = {}
         found: dict[tuple[str, str], float] = {}
 
@@ -149,12 +151,21 @@ def check_package(plan: Plan, path: str | Path) -> Checked:
     if manifest.fingerprint != fingerprint(plan.folder.path):
         raise InputError(f"{path} was exported from another model than {plan.folder.path}")
     plan = replace(plan, stream=manifest.stream, dtype=DTYPES[manifest.dtype])
-    writer = _writer(manifest.format, package.path)
+    compiled = manifest.chips if manifest.format == "aoti" and manifest.on_gpu else ()
+    writer = _writer(manifest.format, package.path, compiled)
+    plan = _on_road(plan, manifest.format, writer.chips)
     found: dict[tuple[str, str], float] = {}
     for part, steps in plan.parts():
         graphs = {name: manifest.graphs[name] for name in steps}
         found |= _compare(plan, part, steps, graphs, writer)
     return _judge(package.path, manifest.format, manifest.graphs, found)
+
+
+def _on_road(plan: Plan, format: Format, chips: tuple[str, ...]) -> Plan:
+    """What is compiled for GPUs is of Triton's kernels where streams there are."""
+    if format != "aoti" or not any(chip.startswith("sm_") for chip in chips):
+        return plan
+    return replace(plan, road=pick_road("auto", torch.device("cuda"), plan.dtype))
 
 
 def _compare(

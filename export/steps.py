@@ -1,7 +1,7 @@
 """A model as step modules: tensors in, tensors out, all state among them, shapes fixed.
 
 What `livereel.export` documents, graph by graph, is what these compute. They run the plain torch
-road and nothing else.
+road, or, to be compiled for a GPU, that of Triton's kernels.
 
 Shapes: B batch (1), C latent channels, T latent frames, H W latent space, F pixel frames, L text
 tokens, n tokens a latent frame, S latent frames of the past, h heads, d head width.
@@ -25,11 +25,14 @@ from livereel.engine.layers.chunks import cut
 from livereel.engine.layers.upsample import Upsample2xConv, phase_kernels
 from livereel.engine.manifest import Latent
 from livereel.engine.text.encoder import TextEncoder
-from livereel.engine.types import VAE, ClipTransformer, Transformer
+from livereel.engine.types import VAE, ClipTransformer, LoadedVAE, Transformer
+
+from .held import HeldVAE
 
 if TYPE_CHECKING:
     from livereel.engine.checkpoint.folder import ModelFolder
     from livereel.engine.config import StreamConfig
+    from livereel.engine.layers.road import Road
 
 
 @runtime_checkable
@@ -184,12 +187,13 @@ def fold_upsamples(module: nn.Module) -> None:
 @dataclass(frozen=True)
 class Plan:
     """What is exported: a model at the picture size of `stream`, in a dtype, for the GPUs
-    `targets` ("sm_89") where the format builds engines."""
+    `targets` ("sm_89") where the format is compiled for some, on the `road` of its steps."""
 
     folder: ModelFolder
     stream: StreamConfig
     dtype: torch.dtype
     targets: tuple[str, ...] = ()
+    road: Road = "reference"
 
     @cached_property
     def latent(self) -> Latent:
@@ -262,6 +266,8 @@ class Plan:
         latent, stream = self.latent, self.stream
         size, length = (latent.height, latent.width), stream.max_sequence_length
         layers, tokens, heads, head_dim = cast(Transformer, model).kv_shape(*size)
+        fused = cast(Transformer, model).in_ring() if self.road == "triton" else None
+        steps = fused if isinstance(fused, Exportable) else model
 
         def inputs(frames: int) -> dict[str, Tensor]:
             text = torch.zeros(layers, length, heads, head_dim, dtype=self.dtype)
@@ -271,7 +277,7 @@ class Plan:
         module = TextKV(cast(nn.Module, model))
         yield "text_kv", Step(module.eval(), text, ("text_k", "text_v"), "transformer")
         outputs, first, later = ("flow", "k", "v"), stream.first_chunk_latents, stream.chunk_latents
-        alone = DenoiseFirst(model.step(0, first, *size), first)
+        alone = DenoiseFirst(steps.step(0, first, *size), first)
         yield "denoise_first", Step(alone.eval(), inputs(first), outputs, "transformer")
         past = (layers, latent.past, tokens, heads, head_dim)
         full = {
@@ -280,7 +286,7 @@ class Plan:
             "past_v": _lazy_zeros(past, self.dtype),
             "positions": torch.arange(latent.past + later),
         }
-        step = model.step(latent.past, later, *size)
+        step = steps.step(latent.past, later, *size)
         yield "denoise", Step(step.eval(), full, outputs, "transformer")
 
     def _windowed(self, model: Exportable) -> Iterator[tuple[str, Step]]:
@@ -311,7 +317,10 @@ class Plan:
         calls of other lengths."""
         latent, stream = self.latent, self.stream
         module = load_component(self.folder, "vae", dtype=self.dtype)
-        fold_upsamples(module)
+        if self.road == "triton":
+            module = HeldVAE(cast(LoadedVAE, module).fused())
+        else:
+            fold_upsamples(module)
         scale = (torch.tensor(latent.mean), torch.tensor(latent.std))
         lone = torch.zeros(1, latent.channels, 1, latent.height, latent.width)
         decode = VaeDecode(module, *scale).eval()

@@ -21,6 +21,7 @@ examples:
   livereel export --model models/wan-1.3b --size 832x480 --window 12 -o packages/wan
   livereel export --model models/wan-1.3b --format tensorrt-rtx --dtype bfloat16 \\
       --target sm_89,sm_120 -o packages/wan-rtx
+  livereel export --format aoti --dtype bfloat16 --target sm_90 -o packages/demo-h100
   livereel export --lint -o packages/demo
   livereel generate "a red circle moving right on a black background" \\
       --model packages/demo -o clip.mp4
@@ -60,7 +61,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         metavar="SM[,SM]",
-        help="GPUs that engines are built for, such as sm_89,sm_120 (tensorrt-rtx)",
+        help="GPUs that engines are built for, such as sm_89,sm_120 (tensorrt-rtx), or the one at "
+        "hand, such as sm_90, in place of the CPU (aoti; this has not run on a GPU yet)",
     )
     parser.add_argument(
         "--lint", action="store_true", help="write nothing: check the package that is there"
@@ -79,8 +81,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.lint and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists already; give a new name or remove it first")
     targets = () if options.target is None else tuple(options.target.split(","))
-    if targets and options.format != "tensorrt-rtx":
-        raise InputError("--target is for --format tensorrt-rtx, whose engines are built ahead")
+    if targets and options.format not in ("tensorrt-rtx", "aoti"):
+        raise InputError("--target is for --format tensorrt-rtx and aoti, which are built ahead")
 
     from livereel.export import package
 

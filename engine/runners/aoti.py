@@ -1,7 +1,9 @@
-"""Runs packages of AOTInductor graphs: machine code for one instruction set and one torch.
+"""Runs packages of AOTInductor graphs: machine code for one instruction set, or GPU, and one torch.
 
 `livereel.export.aoti` writes them. The C++ runtime (`csrc/runtime`) runs the same files, and gives
 the same bits.
+
+On a GPU inputs, outputs, state and weights stay there. Nothing of that has run on one yet.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 from .. import machine
 from ..errors import CheckpointError, ResourceError
 from .graphs import DTYPES, GraphRunner
+from .torch import pick_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 """The weights of all graphs of a folder."""
 
+_CPU = torch.device("cpu")
+_TAKES_FOLDERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 _NEEDED = {
     "avx2": {"avx2", "fma", "bmi1", "bmi2"},
     "avx512": {"avx2", "fma", "bmi1", "bmi2", "avx512f", "avx512bw", "avx512cd", "avx512dq",
@@ -39,9 +44,11 @@ _NEEDED = {
 class AotiGraph:
     """One graph, and the weights it reads, which others may read too."""
 
-    def __init__(self, file: Path, spec: Graph, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, file: Path, spec: Graph, weights: Mapping[str, Tensor], device: torch.device = _CPU
+    ) -> None:
         self._spec = spec
-        self._loader = load_graph(file)
+        self._loader = load_graph(file, device)
         self._weights = {
             name: _pick(weights, file, name) for name in self._loader.get_constant_fqns()
         }
@@ -57,49 +64,80 @@ class AotiGraph:
             x = inputs[spec.name]
             assert tuple(x.shape) == spec.shape and x.dtype == DTYPES[spec.dtype]
             given.append(x)
-        made = self._loader.boxed_run(given)
+        with torch.cuda.device_of(given[0]):
+            made = self._loader.boxed_run(given)
         return {spec.name: x for spec, x in zip(self._spec.outputs, made, strict=True)}
 
 
 def load(package: Package, device: str) -> GraphRunner:
-    """Load a package's graphs on `device`: "cpu", or "auto", which is the same.
+    """Load a package's graphs on `device`: "cpu" or "cuda", as it was compiled; "auto" is that.
 
-    Raises `ResourceError` for a package made for another torch, another processor or another device
-    than the CPU, `CheckpointError` for graphs that do not load.
+    Raises `ResourceError` for a package made for another torch, another processor or GPU, or not
+    for the device asked for; `CheckpointError` for graphs that do not load.
     """
     manifest = package.manifest
-    if device not in ("auto", "cpu"):
-        raise ResourceError(f"aoti packages run on the CPU; the device asked for is {device:.40}")
+    pick = _pick_gpu if manifest.on_gpu else _pick_cpu
+    picked = pick(package, device)
     wanted, here = (v.partition("+")[0] for v in (manifest.versions["torch"], torch.__version__))
     if wanted != here:
         raise ResourceError(
             f"{package.path} was compiled for torch {wanted}; this is {here}: export it anew"
         )
-    if not any(runs_here(chip) for chip in manifest.chips):
-        raise ResourceError(
-            f"{package.path} was compiled for {', '.join(manifest.chips):.200}, which this "
-            f"processor is not: export it anew"
-        )
     files = {package.path / graph.file for graph in manifest.graphs.values()}
-    weights = {folder: load_weights(folder) for folder in {file.parent for file in files}}
+    weights = {folder: load_weights(folder, picked) for folder in {file.parent for file in files}}
     graphs = {}
     for name, graph in manifest.graphs.items():
         file = package.path / graph.file
-        graphs[name] = AotiGraph(file, graph, weights[file.parent])
-    return GraphRunner.of(package, graphs, torch.device("cpu"))
+        graphs[name] = AotiGraph(file, graph, weights[file.parent], picked)
+    return GraphRunner.of(package, graphs, picked)
 
 
-def load_graph(file: Path) -> Any:
+def _pick_cpu(package: Package, device: str) -> torch.device:
+    if device not in ("auto", "cpu"):
+        raise ResourceError(
+            f"{package.path} was compiled for the CPU; the device asked for is {device:.40}"
+        )
+    if not any(runs_here(chip) for chip in package.manifest.chips):
+        raise ResourceError(
+            f"{package.path} was compiled for {', '.join(package.manifest.chips):.200}, which this "
+            f"processor is not: export it anew"
+        )
+    return _CPU
+
+
+def _pick_gpu(package: Package, device: str) -> torch.device:
+    chips = ", ".join(package.manifest.chips)
+    picked = pick_device(device)
+    if picked.type != "cuda":
+        here = "the device asked for is cpu" if device != "auto" else "torch sees none here"
+        raise ResourceError(f"{package.path} was compiled for a GPU, {chips:.200}; {here}")
+    if gpu_chip(picked) not in package.manifest.chips:
+        raise ResourceError(
+            f"{package.path} was compiled for {chips:.200}; this GPU is {gpu_chip(picked)}: export "
+            f"it anew"
+        )
+    return picked
+
+
+def gpu_chip(device: torch.device) -> str:
+    """A GPU as a manifest's `chips` have it: "sm_90" for one of compute capability 9.0."""
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def load_graph(file: Path, device: torch.device = _CPU) -> Any:
     """torch's loader of a `.pt2` file, without weights.
 
     It is unpacked to a folder that only this user may enter and that is gone when this returns.
     Raises `CheckpointError`.
     """
+    index = -1 if device.type == "cpu" else device.index or 0
     with tempfile.TemporaryDirectory(prefix="livereel-") as folder:
         try:
             with zipfile.ZipFile(file) as archive:
                 archive.extractall(folder)
-            return torch._C._aoti.AOTIModelPackageLoader(folder, "model", False, 1, -1)
+            # Before torch 2.13, which packages for GPUs may be of, it unpacked files alone.
+            source = folder if _TAKES_FOLDERS else str(file)
+            return torch._C._aoti.AOTIModelPackageLoader(source, "model", False, 1, index)
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:
             why = str(error).partition("\n")[0]
             raise CheckpointError(f"{file} cannot be loaded: {why:.200}") from error
@@ -125,13 +163,18 @@ def _pick(weights: Mapping[str, Tensor], file: Path, name: str) -> Tensor:
     raise CheckpointError(f"{file.parent / WEIGHTS} lacks {name:.80} of {file.name}")
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights that the graphs in a package's folder read. Raises `CheckpointError`."""
+def load_weights(folder: Path, device: torch.device = _CPU) -> dict[str, Tensor]:
+    """The weights that the graphs in a package's folder read, on a device.
+
+    Raises `CheckpointError`.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         loaded = load_file(folder / WEIGHTS)
+        if device.type == "cuda":
+            return {name: loaded.pop(name).to(device) for name in tuple(loaded)}
         # In memory aligned as torch's own: products of matrices differ in their last bits by it.
         return {name: loaded.pop(name).clone() for name in tuple(loaded)}
     except (OSError, SafetensorError) as error:

@@ -84,6 +84,28 @@ def hopper(guard: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tuning.chip.cache_clear()
 
 
+@pytest.fixture(scope="session")
+def launches() -> Callable[[torch.fx.Graph], list[tuple[str, list[str]]]]:
+    """Gives the names of the kernels in a graph, and which of their arguments they write."""
+    return _launches
+
+
+def _launches(graph: torch.fx.Graph) -> list[tuple[str, list[str]]]:
+    """Names of kernels in a graph, and which of their arguments they write."""
+    from torch._higher_order_ops.triton_kernel_wrap import (
+        kernel_side_table,
+        triton_kernel_wrapper_functional,
+    )
+
+    found = []
+    for node in graph.nodes:
+        if node.target is triton_kernel_wrapper_functional:
+            kernel: Any = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            name = getattr(kernel, "fn", kernel).__name__
+            found.append((name, list(node.kwargs["tensors_to_clone"])))
+    return found
+
+
 def _mend_interpreter() -> None:
     """Let the interpreter (as of Triton 3.9) compute in half precision as GPUs do.
 

@@ -24,6 +24,7 @@ from livereel.kernels.twins import with_twins
 from livereel.kernels.upsample2x_conv import upsample2x_conv
 
 Draw = Callable[..., Tensor]
+Launches = Callable[[torch.fx.Graph], list[tuple[str, list[str]]]]
 
 
 def drawn(device: str) -> Draw:
@@ -162,27 +163,11 @@ class Every(nn.Module):
         return tuple(x for call in self.calls for x in call.tensors)
 
 
-def launches(graph: torch.fx.Graph) -> list[tuple[str, list[str]]]:
-    """Names of kernels in a graph, and which of their arguments they write."""
-    from torch._higher_order_ops.triton_kernel_wrap import (
-        kernel_side_table,
-        triton_kernel_wrapper_functional,
-    )
-
-    found = []
-    for node in graph.nodes:
-        if node.target is triton_kernel_wrapper_functional:
-            kernel: Any = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
-            name = getattr(kernel, "fn", kernel).__name__
-            found.append((name, list(node.kwargs["tensors_to_clone"])))
-    return found
-
-
 @pytest.mark.compile
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
-def test_torch_sees_what_a_twin_launches(name: str) -> None:
+def test_torch_sees_what_a_twin_launches(name: str, launches: Launches) -> None:
     op, arguments, kernels = CALLS[name]
     called = Called(op, arguments(drawn("cuda")))
     program = torch.export.export(called, called.tensors, strict=False)

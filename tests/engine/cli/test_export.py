@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from livereel.engine.cli import main
 
@@ -17,7 +18,7 @@ from livereel.engine.cli import main
     [
         (["--window", "3"], "window is 3; an exported chunk of 3 latent frames"),
         (["--size", "50x32"], "multiples of 16"),
-        (["--target", "sm_89"], "--target is for --format tensorrt-rtx"),
+        (["--target", "sm_89"], "--target is for --format tensorrt-rtx and aoti"),
         (["--lint"], "is no package to check"),
         (["--format", "coreml"], "invalid choice"),
     ],
@@ -29,6 +30,23 @@ def test_what_cannot_be_exported_is_told(
     out = tmp_path / "package"
     assert main(["export", "--model", str(tiny_folder), "-o", str(out), *options]) == 2
     assert told in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told"),
+    [(False, "are compiled where such a GPU is; torch sees none here"), (True, "not for sm_80")],
+)
+def test_a_gpu_is_compiled_for_where_it_is(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gpus: bool, told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    options = ["--model", str(tiny_folder), "--format", "aoti", "--target", "sm_80"]
+    assert main(["export", *options, "-o", str(tmp_path / "package")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and told in said[0]
     assert not any(tmp_path.iterdir())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
 from livereel.engine.engine import Engine
 from livereel.engine.errors import CheckpointError, LiveReelError, ResourceError
@@ -83,7 +84,7 @@ def change(package: Path, **values: Any) -> None:
     [
         ({"versions": {"torch": "1.0.0"}}, "compiled for torch 1.0.0"),
         ({"chips": ["x86_64-avx1024"]}, "x86_64-avx1024"),
-        ({"chips": ["sm_89"]}, "sm_89"),
+        ({"chips": ["sm_89"]}, "compiled for a GPU, sm_89; the device asked for is cpu"),
     ],
 )
 def test_refuses_what_was_made_for_another_machine(
@@ -92,6 +93,17 @@ def test_refuses_what_was_made_for_another_machine(
     change(copy, **values)
     with pytest.raises(ResourceError, match=told):
         Engine.load(copy, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="stands for machines without a GPU")
+def test_tells_which_gpu_is_wanted(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(copy, chips=["sm_89"])
+    with pytest.raises(ResourceError, match="for a GPU, sm_89; torch sees none here"):
+        Engine.load(copy)
+    monkeypatch.setattr(aoti, "pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(ResourceError, match="compiled for sm_89; this GPU is sm_90: export it"):
+        Engine.load(copy, device="cuda")
 
 
 def test_refuses_other_devices(aoti_package: Path) -> None:
