@@ -236,6 +236,8 @@ def _check_start(options: argparse.Namespace, folder: ModelFolder) -> None:
             raise InputError("--last-image: this model's streams arrive at no picture")
         if options.last_image is not None and options.video is not None:
             raise InputError("--last-image does not go with --video")
+        if options.tile:
+            raise InputError("--tile: this model streams; whole clips alone are made tile by tile")
         return
     if options.extend is not None:
         raise InputError("--extend: this model makes whole clips; only a stream goes on from one")

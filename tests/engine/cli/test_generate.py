@@ -265,6 +265,7 @@ def test_a_failing_engine_leaves_nothing(tmp_path: Path, model: str, fake: Any) 
         (["--lora", "none.safetensors:0.5"], "--lora: none.safetensors does not exist"),
         (["--lora", "model/livereel.json"], "livereel.json is not a whole safetensors file"),
         (["--decoder", "none.safetensors"], "--decoder: none.safetensors does not exist"),
+        (["--tile"], "--tile: this model streams"),
         (["--sheet", "sheet.jpg"], "must end in .png"),
         (["--model", "wan-9000"], 'unknown model .wan-9000.: give "demo"'),
         (["--model", "/"], "no model_index.json"),
