@@ -66,7 +66,7 @@ at::Tensor Model::text(const float* values, std::int64_t tokens, std::int64_t wi
                                        "); this package takes 1 to " + std::to_string(most) +
                                        " tokens of " + std::to_string(wanted) + " numbers");
   }
-  at::Tensor text = at::zeros({1, most, width}, at::kFloat);
+  const at::Tensor text = at::zeros({1, most, width}, at::kFloat);
   std::memcpy(text.data_ptr(), values, static_cast<std::size_t>(tokens * width) * sizeof(float));
   return text.to(device_, dtype_);
 }
@@ -170,7 +170,7 @@ at::Tensor Model::rounded(const at::Tensor& latents) const {
 
 at::Tensor Model::noise(const State& state, std::uint32_t step, std::int64_t count) const {
   const LatentSpec& latent = manifest().latent;
-  at::Tensor noise =
+  const at::Tensor noise =
       at::empty({1, latent.channels, count, latent.height, latent.width}, at::kFloat);
   fill_normal(state.seed, static_cast<std::uint64_t>(state.chunk), step,
               noise.mutable_data_ptr<float>(), static_cast<std::size_t>(noise.numel()));

@@ -116,7 +116,7 @@ at::Tensor Solver::dpm_step(const at::Tensor& velocity, const at::Tensor& x, std
                             at::Tensor& state, const at::Tensor& noise) const {
   const double start = levels_.at(i), end = levels_.at(i + 1);
   const at::Tensor before = state;
-  const at::Tensor x0 = clean_of(velocity, x, start);
+  at::Tensor x0 = clean_of(velocity, x, start);
   state = x0;
   if (!takes_noise(i)) return x0;
   const double now = log_snr(start);

@@ -96,7 +96,8 @@ State load_state(std::span<const std::byte> bytes, const std::string& model) {
   state.pts = number_of<std::int64_t>(content, "pts");
   state.text = tensor_of(content, "text");
   for (const char* name : kRing) {
-    if (at::Tensor part = tensor_of(content, name); part.defined()) state.ring.push_back(part);
+    if (const at::Tensor part = tensor_of(content, name); part.defined())
+      state.ring.push_back(part);
   }
   state.pending = tensor_of(content, "pending");
   state.track = tensor_of(content, "track");
