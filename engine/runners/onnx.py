@@ -84,7 +84,8 @@ def load(package: Package, device: str, provider: str = "auto") -> GraphRunner:
     where onnxruntime or its provider is missing, `CheckpointError` for graphs that do not load.
     """
     there = import_onnxruntime().get_available_providers()
-    if device == "auto" and (provider == "cpu" or PROVIDERS["cuda"] not in there):
+    lone = provider == "auto" and PROVIDERS["cuda"] not in there
+    if device == "auto" and (provider == "cpu" or lone):
         device = "cpu"
     picked = pick_device(device)
     provider = picked.type if provider == "auto" else provider

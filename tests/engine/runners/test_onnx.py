@@ -15,6 +15,7 @@ from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.cli import main
 from livereel.engine.engine import Engine
 from livereel.engine.errors import InputError, ResourceError
+from livereel.engine.runners import onnx
 from livereel.engine.session import Session
 
 if TYPE_CHECKING:
@@ -91,6 +92,19 @@ def test_what_a_package_cannot_be_asked_for_is_told(package: Engine, exported: P
         Engine.load(exported, device="cpu", provider="cuda")
     with pytest.raises(InputError, match="for ONNX packages"):
         Engine.load("demo", provider="cpu")
+
+
+def test_a_gpu_without_its_provider_is_told(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        onnx, "pick_device", lambda name: torch.device(name.replace("auto", "cuda"))
+    )
+    with pytest.raises(
+        ResourceError, match="no CUDAExecutionProvider: pip install onnxruntime-gpu"
+    ):
+        Engine.load(exported, provider="cuda")
+    assert Engine.load(exported).runner.device.type == "cpu"
 
 
 def test_a_missing_onnxruntime_is_told(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
