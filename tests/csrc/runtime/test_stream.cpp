@@ -1,8 +1,10 @@
-// Streams a package and compares every byte with what Python's runner made of it: 50 chunks, the
-// prompt changed in the middle, the second half once more from a snapshot. Where the model follows
-// control, the object is led and let go; and the same graphs have a goal's channels in its place.
+// Streams a package and compares every byte with what Python's runner made of it: CHUNKS chunks,
+// the prompt changed in the middle, the second half once more from a snapshot. Where the model
+// follows control, the object is led and let go; and the same graphs have a goal's channels in its
+// place.
 //
-//   test_stream FOLDER, which holds package/, first.safetensors, second.safetensors and frames.rgb
+//   test_stream FOLDER [CHUNKS], where FOLDER holds package/, first.safetensors, second.safetensors
+//   and frames.rgb
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -26,8 +28,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kChunks = 50;
-constexpr std::int64_t kChange = 25;
+constexpr std::int64_t kChunks = 50;  // unless told
 constexpr std::uint64_t kSeed = 7;
 constexpr double kOpen = std::numeric_limits<double>::quiet_NaN();
 
@@ -54,7 +55,8 @@ bool follows_control(const fs::path& folder) {
 
 // Streams up to the last chunk and compares; gives a snapshot from before the prompt's change.
 std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embeds& second,
-                                  std::span<const std::byte> wanted, bool led) {
+                                  std::span<const std::byte> wanted, std::int64_t chunks,
+                                  bool led) {
   std::vector<std::byte> snapshot;
   std::int64_t index = 0;
   stream.run([&](const livereel::Chunk& chunk) {
@@ -70,13 +72,13 @@ std::vector<std::byte> stream_all(livereel::Stream& stream, const livereel::Embe
     if (const auto track = tracks().find(index); led && track != tracks().end()) {
       stream.control(track->second);
     }
-    if (index == kChange - 1) {
+    if (index == (chunks / 2) - 1) {
       snapshot = stream.snapshot();
       stream.update(second);
     }
-    return index < kChunks - 1;
+    return index < chunks - 1;
   });
-  CHECK(index == kChunks - 1);
+  CHECK(index == chunks - 1);
   return snapshot;
 }
 
@@ -104,7 +106,7 @@ void test_goal(const fs::path& folder) {
   static_cast<void>(livereel::Stream(copy.path(), stream.snapshot()));
 }
 
-void test(const fs::path& folder) {
+void test(const fs::path& folder, std::int64_t chunks) {
   const livereel::MappedFile frames(folder / "frames.rgb");
   const livereel::Embeds first = livereel::read_embeds(folder / "first.safetensors");
   const livereel::Embeds second = livereel::read_embeds(folder / "second.safetensors");
@@ -114,20 +116,20 @@ void test(const fs::path& folder) {
   std::vector<std::byte> snapshot;
   {
     livereel::Stream stream(folder / "package", first, options);
-    snapshot = stream_all(stream, second, frames.bytes(), led);
+    snapshot = stream_all(stream, second, frames.bytes(), chunks, led);
   }
   livereel::Stream restored(folder / "package", snapshot);
   restored.update(second);
-  stream_all(restored, second, frames.bytes(), led);
+  stream_all(restored, second, frames.bytes(), chunks, led);
 }
 
 }  // namespace
 
 // NOLINTNEXTLINE(misc-const-correctness)
 int main(int count, char** values) {
-  CHECK(count == 2);
+  CHECK(count == 2 || count == 3);
   try {
-    test(values[1]);
+    test(values[1], count == 3 ? std::atoll(values[2]) : kChunks);
     if (follows_control(values[1])) test_goal(values[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -62,7 +62,7 @@ def build(folder: Path, case: Path, *options: str, targets: Sequence[str] = TARG
     return folder
 
 
-def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
+def make_case(package: Path, folder: Path, prompts: Sequence[str], chunks: int = CHUNKS) -> Path:
     """A package, two embeddings, and what Python streams: the prompt changes in the middle; where
     the model follows control, the object is led and let go."""
     (folder / "package").symlink_to(package)
@@ -77,9 +77,9 @@ def make_case(package: Path, folder: Path, prompts: Sequence[str]) -> Path:
             frames.append(chunk.frames)
             if chunk.index in tracks:
                 session.update(control=tracks[chunk.index])
-            if chunk.index == CHUNKS // 2 - 1:
+            if chunk.index == chunks // 2 - 1:
                 session.update(prompt=prompts[1])
-            if chunk.index == CHUNKS - 1:
+            if chunk.index == chunks - 1:
                 break
     np.concatenate(frames).tofile(folder / "frames.rgb")
     return folder
@@ -128,19 +128,32 @@ def test_demo_streams_bitwise_as_python(
     done(built / "csrc" / "runtime" / "test_stream", case, env=environment)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe", [{}, {"solver": "dpm", "timesteps": [999.0, 740.5, 499.25]}], ids=["ddim", "dpm"]
-)
-def test_windows_of_latents_stream_bitwise_as_python(
-    built: Path, windowed_package: Path, tmp_path: Path, environment: dict[str, str],
-    recipe: dict[str, object],
-) -> None:  # fmt: skip
-    package = shutil.copytree(windowed_package, tmp_path / "exported")
-    file = package / "manifest.json"
+def with_recipe(package: Path, folder: Path, **values: object) -> Path:
+    """A copy of a package with other values in its recipe."""
+    copy = shutil.copytree(package, folder / "exported")
+    file = copy / "manifest.json"
     manifest = json.loads(file.read_text())
-    manifest["stream"].update(recipe)
+    manifest["stream"].update(values)
     file.write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm"])
+def test_solves_for_velocity_bitwise_as_python(
+    built: Path, aoti_package: Path, tmp_path: Path, environment: dict[str, str], solver: str
+) -> None:
+    times = [999.0, 740.5, 499.25]
+    package = with_recipe(aoti_package, tmp_path, solver=solver, shift=3.0, timesteps=times)
+    case = make_case(package, tmp_path, ("a red ball", "a blue ball"), chunks=4)
+    done(built / "csrc" / "runtime" / "test_stream", case, "4", env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["ddim", "dpm"])
+def test_windows_of_latents_stream_bitwise_as_python(
+    built: Path, windowed_package: Path, tmp_path: Path, environment: dict[str, str], solver: str
+) -> None:
+    package = with_recipe(windowed_package, tmp_path, solver=solver)
     case = make_case(package, tmp_path, ("a red ball moving left", "a blue ball"))
     done(built / "csrc" / "runtime" / "test_stream", case, env=environment)
 
