@@ -14,7 +14,7 @@
 # Without a stage's flag all others run; each stands alone, so that a short call can be filled, and
 # one that is out of time keeps what it has measured by then. No network is used: what is needed
 # beside torch and Triton (scikit-build-core, pybind11, ninja, pytest, pytest-timeout, safetensors,
-# tokenizers, transformers, accelerate, ftfy, wcwidth, av, diffusers; pytest-xdist for speed) is there
+# tokenizers, transformers, accelerate, ftfy, wcwidth, diffusers; pytest-xdist for speed) is there
 # already or lies in --wheels as wheels. FOLDER (default: out/gpu) gets suite.json with the chip,
 # driver, versions, commit and each stage's outcome and seconds, and beside it each stage's own files.
 # Where $OUT is a folder, all of them are put there as they come, as suite.tar.gz. $COMMIT names the

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -108,6 +107,8 @@ def video_frames(path: str | Path) -> Iterator[tuple[Frames, float]]:
 
     Raises `InputError` as `read_video` does.
     """
+    import av
+
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:

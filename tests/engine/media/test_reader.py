@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -178,3 +180,13 @@ def test_a_clip_that_is_too_long_is_refused_before_it_is_held(
     with pytest.raises(InputError, match="longer than the 4 frames"):
         read_clip(tmp_path / "clip.mp4", 16, 16, 10, 100)
     assert len(read_clip(tmp_path / "clip.mp4", 16, 16, 10, 3, cut=True)) == 3
+
+
+def test_without_pyav_pictures_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    spec = importlib.util.spec_from_file_location("livereel.engine.media.again", reader.__file__)
+    assert spec is not None and spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    assert again.read_image(tmp_path / "a.png", 4, 4).shape == (4, 4, 3)
