@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, machine, memory
+from .. import __version__, machine, memory, registry
 from ..errors import InputError
 from ..package import read_manifest
 from . import arguments
@@ -76,6 +76,7 @@ def _describe_model(
         "parameters": memory.count_parameters(folder),
         "size_step": memory.size_step(folder),
         "streams": folder.has_recipe,
+        "windowed": _family(folder) in registry.WINDOWED,
         "stream": folder.stream.to_dict(),
         "memory": {
             "width": width,
@@ -85,6 +86,13 @@ def _describe_model(
             "total": need.total,
         },
     }
+
+
+def _family(folder: ModelFolder) -> str | None:
+    """The class of the DiT."""
+    if folder.exported:
+        return read_manifest(folder.path).family
+    return folder.classes.get("transformer")
 
 
 def _describe_roads(folder: ModelFolder, device: str, dtype: str, fp8: bool) -> dict[str, str]:
@@ -224,6 +232,9 @@ def _format_stream(model: dict[str, Any]) -> list[tuple[str, str]]:
     anchors = ""
     if stream["anchors"]:
         anchors = f", anchors {stream['anchors']} (every {stream['anchor_every']})"
+    cache = f"cache pass at {stream['context_noise']:g}"
+    if model["windowed"]:
+        cache = "each over its window's latents, without a KV ring"
     return [
         (
             "chunk",
@@ -232,7 +243,6 @@ def _format_stream(model: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "passes",
-            f"{len(stream['timesteps'])} at {timesteps}, {stream['solver']}; "
-            f"cache pass at {stream['context_noise']:g}",
+            f"{len(stream['timesteps'])} at {timesteps}, {stream['solver']}; {cache}",
         ),
     ]

@@ -74,7 +74,8 @@ def test_info_tells_of_a_folder_before_it_is_loaded(
     assert cli.main(["info", str(tmp_path), "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr().out
     assert "720x480 at 8 fps; sizes are multiples of 16" in out
-    assert ("window 13" in out) == (recipe is not None)
+    assert ("window 13" in out) == ("without a KV ring" in out) == (recipe is not None)
+    assert "cache pass" not in out
     need = memory.estimate(open_folder(tmp_path), dtype="bfloat16")
     assert need.kv_ring == 0
     tiled = memory.estimate(open_folder(tmp_path), dtype="bfloat16", tile=True)
