@@ -70,7 +70,7 @@ tests() { # NAME SECONDS PATH...
     --continue-on-collection-errors --junitxml="$out/tests-$1.xml" "${@:3}" || bad=1
 }
 run_kernels() { # what a stream's time goes into comes first
-  "$python" -m livereel.engine.cli bench kernels --rounds 10 --json "$out/kernels.json" \
+  "$python" -m livereel.engine.cli bench kernels --runs 10 --json "$out/kernels.json" \
     chunk_attention rms_norm_silu norm_modulate residual_norm gate_residual qk_norm_rope \
     causal_conv3d upsample2x_conv linear_fp8 to_pixels group_norm_silu spatial_norm \
     temporal_attention

@@ -169,10 +169,10 @@ def _add_kernels(whats: Any) -> None:
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help="kernels to time (default: all)")
     add(
-        "--rounds",
+        "--runs",
         type=arguments.whole(1, 10_000),
         default=30,
-        help="runs of each contender (default: 30)",
+        help="of each contender (default: 30)",
     )
     shared.add_json(parser)
 
@@ -192,7 +192,7 @@ def _kernels(options: argparse.Namespace) -> int:
         for op in options.ops or known
     }
     try:
-        return harness.report(benches, rounds=options.rounds, path=path)
+        return harness.report(benches, rounds=options.runs, path=path)
     except harness.NoGpuError as error:
         raise ResourceError(str(error)) from error
 

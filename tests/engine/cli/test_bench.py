@@ -38,7 +38,7 @@ def test_options_reach_the_harness_and_its_code_comes_back(
     asked: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / "out.json"
-    options = f"gate_residual norm_modulate --rounds 3 --json {path}"
+    options = f"gate_residual norm_modulate --runs 3 --json {path}"
     assert cli.main(["bench", "kernels", *options.split()]) == 1
     assert asked == {"ops": ["gate_residual", "norm_modulate"], "rounds": 3, "path": path}
 
