@@ -159,6 +159,16 @@ def test_windows_of_latents_stream_bitwise_as_python(
 
 
 @pytest.mark.slow
+def test_half_precision_streams_bitwise_as_python(
+    built: Path, guided_folder: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    package = tmp_path / "exported"
+    write_package(plan_export(open_folder(guided_folder), dtype="bfloat16"), package, "aoti")
+    case = make_case(package, tmp_path, ("a red ball", "a blue ball"), chunks=8)
+    done(built / "csrc" / "runtime" / "test_stream", case, "8", env=environment)
+
+
+@pytest.mark.slow
 def test_sanitized(case: Path, environment: dict[str, str]) -> None:
     folder = build(
         ROOT / "build" / "runtime-sanitize", case, "-DLIVEREEL_SANITIZE=address,undefined",
