@@ -70,3 +70,8 @@ def test_a_late_chunk_is_shown_when_it_is_there() -> None:
     viewer.show(2, begun=0.5, arrived=1.5, asked=[0.2, 0.4])
     assert viewer.intervals == pytest.approx([0.1, 0.4, 0.1]) and viewer.late == 1
     assert viewer.controls == pytest.approx([1.3, 1.1]) and viewer.due == pytest.approx(1.7)
+
+
+def test_a_model_that_is_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_live.main(["--model", "no-such-model"]) == 2
+    assert capsys.readouterr().err.startswith("bench_live: unknown model 'no-such-model'")

@@ -170,7 +170,9 @@ def test_fresh_shows_why_a_process_failed() -> None:
         fresh(["-c", "raise SystemExit('no such model')"])
 
 
-def test_the_environment_names_machine_versions_and_commit(tmp_path: Path) -> None:
+def test_the_environment_names_machine_versions_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = Environment.capture(
         threads=3, packages=["pytest", "no-such-package"], repo=Path(__file__).parent
     )
@@ -179,5 +181,7 @@ def test_the_environment_names_machine_versions_and_commit(tmp_path: Path) -> No
     assert here.python == sys.version.split()[0]
     assert here.cpu
     assert f"commit {here.commit}" in str(here)
-    outside = Environment.capture(threads=1, packages=[], repo=tmp_path)
-    assert outside.commit == "unknown"
+    for told, commit in (("", "unknown"), ("abc", "abc")):
+        monkeypatch.setenv("COMMIT", told)
+        outside = Environment.capture(threads=1, packages=[], repo=tmp_path)
+        assert outside.commit == commit
