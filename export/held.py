@@ -84,6 +84,6 @@ class HeldVAE(nn.Module):
         return value
 
     def _hold(self, x: Tensor, name: str) -> _Held:
-        order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim))
+        order = sorted(range(x.ndim), key=lambda dim: -x.stride()[dim])
         self.register_buffer(name, x.detach().permute(order).contiguous())
         return _Held(name, tuple(order.index(dim) for dim in range(x.ndim)))

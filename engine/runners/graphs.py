@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -97,7 +97,6 @@ class GraphRunner:
     vae: GraphVAE
     text_encoder: TextEncoder
     device: torch.device
-    layout: ClassVar[str] = "torch"
 
     @classmethod
     def of(
@@ -119,6 +118,13 @@ class GraphRunner:
             text_encoder=text_encoder(package.path, manifest, graphs["text_encode"], device),
             device=device,
         )
+
+    @property
+    def layout(self) -> str:
+        """How the ring and the caches of a stream lie in memory: caches of Triton's kernels have
+        their channels last."""
+        fused = self.manifest.format == "aoti" and self.manifest.on_gpu
+        return "torch, fused" if fused and self.dtype != torch.float32 else "torch"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,14 @@ def test_names_the_weight_that_is_missing(copy: Path) -> None:
     finish(copy, manifest)
     with pytest.raises(CheckpointError, match=r"lacks \S+ of denoise"):
         Engine.load(copy, device="cpu")
+
+
+def test_a_gpu_s_snapshots_are_of_their_own_layout(aoti_package: Path) -> None:
+    loaded = aoti.load(open_package(aoti_package), "cpu")
+    assert loaded.layout == "torch"
+    gpu = replace(loaded.manifest, chips=("sm_90",), dtype="bfloat16")
+    assert replace(loaded, manifest=gpu).layout == "torch, fused"
+    assert replace(loaded, manifest=replace(gpu, dtype="float32")).layout == "torch"
 
 
 def test_chips_are_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
