@@ -63,6 +63,10 @@ def _deaf(folder: Path) -> None:
     write(folder, [helper.make_node("Relu", ["x"], ["y"])], inputs=more)
 
 
+def _unknown(folder: Path) -> None:
+    write(folder, [helper.make_node("Nope", ["x"], ["y"])])
+
+
 def _heavy(folder: Path) -> None:
     rows = numpy_helper.from_array(np.zeros((1 << 17, 3), np.float32), "rows")
     picked = numpy_helper.from_array(np.array([0, 1]), "picked")
@@ -80,6 +84,7 @@ def _heavy(folder: Path) -> None:
         (_old, "is of opset 18"),
         (_double, "has the double tensor d"),
         (_deaf, "never reads its input unused"),
+        (_unknown, "is refused by ONNX's checker: No Op registered for Nope"),
         (_heavy, "bytes of weights that belong in the file beside it"),
     ],
 )
