@@ -42,7 +42,7 @@ import sys, torch
 torch.cuda.is_available() or sys.exit("gpu_suite: torch sees no CUDA device here")' || exit 2
 
 # Seconds that a stage may take. Together with a margin those of the first line are the 9 minutes.
-declare -A limit=([build]=60 [test]=160 [kernels]=120 [stream]=120 [cogvideox]=60
+declare -A limit=([build]=80 [test]=160 [kernels]=110 [stream]=110 [cogvideox]=60
   [targets]=520 [clip]=420 [startup]=400)
 
 keep() { # Puts what there is by now where it will be fetched from, whole or not at all.
@@ -61,8 +61,8 @@ run_test() {
   bad=0
   # Most of the kernels' tests is compiling.
   ! "$python" -c "import xdist" 2> /dev/null || workers="-n 8"
-  tests kernels 120 tests/kernels tests/benchmarks/kernels ${workers:-}
-  tests stream 120 tests/engine/runners
+  tests stream 100 tests/engine/runners
+  tests kernels 150 tests/kernels tests/benchmarks/kernels ${workers:-}
   return $bad
 }
 tests() { # NAME SECONDS PATH...
