@@ -161,6 +161,7 @@ def _chunk_attention_kernel(
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ) -> None:  # fmt: skip
     """BM queries of one block, one head and one session. No shifts when PAIRS is 0."""
+    scale = tl.cast(scale, tl.float32)  # AOTInductor passes on floats as fp64
     i_tile, i_h, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     later = i_tile - tl.cdiv(first, BM)  # tiles after the first block's
     per_block = tl.cdiv(block, BM)

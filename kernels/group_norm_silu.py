@@ -118,6 +118,7 @@ def _combine_kernel(
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     Variances" (1979), the parts being each channel of each slab.
     """
+    eps = tl.cast(eps, tl.float32)  # AOTInductor passes on floats as fp64
     i_group, i_batch = tl.program_id(0), tl.program_id(1)
     i_row, i_col = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     p_moments += i_batch.to(tl.int64) * slabs * 2 * CHANNELS + i_group * WIDTH

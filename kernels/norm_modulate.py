@@ -60,6 +60,7 @@ def _norm_modulate_kernel(
     ROWS: tl.constexpr,
 ) -> None:
     """A program takes `ROWS` tokens of one frame, so that gains are read once for all of them."""
+    eps = tl.cast(eps, tl.float32)  # AOTInductor passes on floats as fp64
     PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     i_frame = tl.program_id(0)
     i_first = tl.program_id(1) * ROWS

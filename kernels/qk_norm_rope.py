@@ -100,6 +100,7 @@ def _qk_norm_rope_kernel(
     H: tl.constexpr, D: tl.constexpr, TIME_PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ) -> None:  # fmt: skip
     """One token of one session: all its heads."""
+    eps = tl.cast(eps, tl.float32)  # AOTInductor passes on floats as fp64
     i_token, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     i_t, i_n = i_token // n, i_token % n
 

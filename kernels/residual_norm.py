@@ -51,6 +51,7 @@ def _residual_norm_kernel(
 
     The norm is that of the sum as it is stored, rounded.
     """
+    eps = tl.cast(eps, tl.float32)  # AOTInductor passes on floats as fp64
     PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     i_frame = tl.program_id(0)
     i_first = tl.program_id(1) * ROWS

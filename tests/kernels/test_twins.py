@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,18 @@ def test_torch_sees_what_a_twin_launches(name: str, launches: Launches) -> None:
         "clone.default", "empty.memory_format", "empty_like.default", "new_empty.default",
         "slice.Tensor",
     }  # fmt: skip
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "name", ["norm_modulate", "residual_norm", "qk_norm_rope", "group_norm_silu", "chunk_attention"]
+)
+def test_numbers_of_64_bits_are_computed_with_in_32(name: str) -> None:
+    """A compiled package passes a kernel's floats as such."""
+    ready = import_module(f"livereel.kernels.{name}").SHIPPED
+    one = next(x for x in ready if "fp32" in x.signature.values())
+    wide = {key: "fp64" if kind == "fp32" else kind for key, kind in one.signature.items()}
+    assert not replace(one, signature=wide).compile(90).count("^D(ADD|MUL|FMA)")
 
 
 @pytest.mark.gpu
