@@ -69,7 +69,7 @@ def _encode(folder: ModelFolder, prompt: str) -> Tensor:
     length = folder.stream.max_sequence_length
     with torch.inference_mode():
         if folder.exported:
-            text = Engine.load(folder.path, device="cpu").runner.encode_text(prompt, length)
+            text = Engine.load(folder.path).runner.encode_text(prompt, length)
         else:
             text = TextEncoder.load(folder.path, dtype=torch.float32).encode([prompt], length)
     return text[0].float().contiguous()
