@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,12 @@ def write(name: str, out: Path, device: torch.device, text: Mapping[str, Any] = 
         classes = {part: (library, made.class_name) for part, (library, made) in parts.items()}
         for part, (library, made) in parts.items():
             module = build(made.class_name, made.config, made.class_name)
-            own = {"_class_name": made.class_name} if library == "diffusers" else {}
+            config = made.config
+            if library == "diffusers":  # which writes the defaults too
+                values: Any = module.config
+                config = {"_class_name": made.class_name, **asdict(values)}
             save_component(
-                draft, part, {**own, **made.config}, random_tensors(module, device, torch.bfloat16),
+                draft, part, config, random_tensors(module, device, torch.bfloat16),
                 stem="model" if library == "transformers" else "diffusion_pytorch_model",
             )  # fmt: skip
         shutil.copytree(DEMO / "tokenizer", draft / "tokenizer")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from livereel.benchmarks import models, random_folder
+from livereel.engine import cli
 from livereel.engine.engine import Engine
 
 from .conftest import smaller
@@ -19,14 +21,21 @@ TEXT = {
 }  # fmt: skip
 
 
-def test_a_folder_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "MODELS", {"wan2.1-1.3b": smaller("wan2.1-1.3b")})
+def test_a_folder_streams_and_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = smaller("wan2.1-1.3b")
+    told = {k: v for k, v in model.transformer.config.items() if k != "attention_head_dim"}
+    model = replace(model, transformer=replace(model.transformer, config=told))
+    monkeypatch.setattr(models, "MODELS", {"wan2.1-1.3b": model})
     folder = tmp_path / "wan"
     random_folder.write("wan2.1-1.3b", folder, torch.device("cpu"), TEXT)
     engine = Engine.load(folder, device="cpu", dtype="float32")
     assert engine.config == models.MODELS["wan2.1-1.3b"].stream
     chunk = next(iter(engine.open("a large red circle", width=32, height=32)))
     assert chunk.frames.shape == (1, 32, 32, 3)
+    assert cli.main(["info", str(folder)]) == 0
+    assert str(folder) in capsys.readouterr().out
 
 
 def test_other_models_and_places_are_refused(
