@@ -19,7 +19,7 @@ NATIVE := $(shell find csrc -type f)
 PACKAGES := engine kernels export benchmarks
 SOURCES := $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 
-.PHONY: help demo test test-kernels test-interpreted test-compiled test-full lint tidy analyze types ctest sanitize bench bench-check clean
+.PHONY: help demo test test-packages test-models test-kernels test-interpreted test-compiled test-full lint tidy analyze types ctest sanitize bench bench-check clean
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -70,8 +70,20 @@ demo: $(VENV)/.installed
 
 ORDINARY := not gpu and not interpreter and not compile
 
+# What only computes is tested in two processes side by side; what waits and is waited for, alone.
+PACKAGED := tests/export tests/engine/runners
+COMPUTED := $(addprefix tests/engine/,checkpoint demo layers models sampling)
+
 test: lint types ctest test-kernels $(BUILD)/wheel/.built
-	$(BIN)/pytest -m "$(ORDINARY) and not slow" --wheel=$(BUILD)/wheel
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-packages test-models
+	$(BIN)/pytest -m "$(ORDINARY) and not slow" --wheel=$(BUILD)/wheel \
+	  $(addprefix --ignore=,$(PACKAGED) $(COMPUTED))
+
+test-packages test-models: $(VENV)/.installed-dev
+test-packages: PARTS := $(PACKAGED)
+test-models: PARTS := $(COMPUTED)
+test-packages test-models:
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "$(ORDINARY) and not slow" $(PARTS)
 
 # Ray is large; only its slow tests need it.
 $(VENV)/.installed-ray: constraints.txt | $(VENV)/.installed-dev
