@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .layers.pixels import to_float
 from .runners.watch import Watch
 from .sampling.stream import fed_frames, given_chunk
+from .sampling.windowed import Windowed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ class ChunkGenerator:
         alone = bool(updates) or given_chunk(self._config, state) is not None
         alone = alone or not self._sampler.denoiser.in_place
         if state.pending is not None and alone and not dropped:
-            passes += self._sampler.remember(state, self._text(state, watch))
+            passes += self._run(self._sampler.remember(state, self._text(state, watch)))
             watch.lap("cache")
         passes += self._apply(state, updates, watch, recache=pace.optional_work)
         text = self._text(state, watch)
@@ -121,9 +122,13 @@ class ChunkGenerator:
             # A later recache or reset would undo this one.
             undone = any(u.recache or u.reset or u.cut for u in updates[i + 1 :])
             if recache and update.recache and not undone:
-                passes += self._sampler.rebuild(state, self._text(state, watch))
+                passes += self._run(self._sampler.rebuild(state, self._text(state, watch)))
                 watch.lap("cache")
         return passes
+
+    def _run(self, caching: int) -> int:
+        """How many of the cache passes taken are forwards: windows keep latents, and run none."""
+        return 0 if isinstance(self._sampler.denoiser, Windowed) else caching
 
     def _cut(self, state: StreamState, image: Frames | None) -> None:
         """Begin anew, with noise that has not been used."""

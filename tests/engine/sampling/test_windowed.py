@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from livereel.engine.config import StreamConfig
+from livereel.engine.controls import Update
 from livereel.engine.errors import InputError
+from livereel.engine.generator import ChunkGenerator
+from livereel.engine.runners.watch import Watch
 from livereel.engine.sampling.stream import StreamSampler, StreamState
 from livereel.engine.sampling.windowed import Windowed
 from livereel.engine.types import KV, LayerKV
@@ -129,3 +133,22 @@ def test_patches_in_time_leave_the_oldest_out() -> None:
     assert [call[0].shape[2] for call in dit.calls[::2]] == [2, 4, 4, 4]
     with pytest.raises(InputError, match="chunks must be a multiple of 2 latent frames"):
         run(sampler(Recorder(temporal_patch=2), first_chunk_latents=1), state(), 1, TEXT)
+
+
+def test_only_forwards_are_counted_as_passes() -> None:
+    dit = Recorder()
+    loop, stream = sampler(dit), state()
+    maker = SimpleNamespace(
+        latents=loop.sample, frames=lambda *_: (lambda: None, ()), ahead=lambda *_: None
+    )
+    runner: Any = SimpleNamespace(
+        maker=lambda _: maker, encode_text=lambda *_: TEXT, transformer=dit,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    generator = ChunkGenerator(runner, loop.config, loop, None)
+    pace: Any = SimpleNamespace(passes=2, optional_work=True)
+    counts = [
+        generator.generate(stream, updates, None, pace, Watch(runner.device), fed=False)[1]
+        for updates in ([], [], [Update(prompt="another", recache=True)])
+    ]
+    assert counts == [2, 2, 2] and len(dit.calls) == 6
