@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import registry
 from .checkpoint.folder import ModelFolder
@@ -20,9 +21,14 @@ from .errors import CheckpointError, ResourceError
 from .machine import available_ram
 from .package import read_manifest
 
+if TYPE_CHECKING:
+    from .manifest import Manifest
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 _STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
+_READ = re.compile(rb"\x0a\x06length\x12[\x01-\x0d]([0-9]{1,13})")
+"""How long a tensor in another file is, as ONNX's TensorProto tells it (`external_data`)."""
 _RUNTIME = 400 * 1024 * 1024
 _CLIP_SECONDS = 5.0
 _DECODER_COPIES = 5
@@ -341,8 +347,8 @@ class _DecoderSize(Protocol):
 
 
 def _of_package(folder: ModelFolder) -> MemoryEstimate:
-    """Its files, its state by the manifest, and the inputs and outputs of its largest graph once
-    more for what is between them."""
+    """Its weights as its graphs hold them, its state by the manifest, and the inputs and outputs of
+    its largest graph once more for what is between them."""
     manifest = read_manifest(folder.path)
     stream, graphs = manifest.stream, manifest.graphs
     kv = sum(x.bytes for x in graphs["denoise"].outputs if x.name in ("k", "v"))
@@ -350,13 +356,30 @@ def _of_package(folder: ModelFolder) -> MemoryEstimate:
     decoder = graphs["vae_decode"]
     return MemoryEstimate(
         runtime=_RUNTIME,
-        weights=sum(info.bytes for info in manifest.files.values()),
+        weights=_held(folder.path, manifest),
         kv_ring=kv * slots // stream.chunk_latents,
         conv_caches=sum(x.bytes for x in decoder.inputs if x.name in decoder.state.values()),
         activations=max(
             sum(x.bytes for x in (*graph.inputs, *graph.outputs)) for graph in graphs.values()
         ),
     )
+
+
+def _held(package: Path, manifest: Manifest) -> int:
+    """Bytes of weights in memory: onnxruntime lays them out anew in each graph that reads them;
+    graphs of other formats have them as the files do."""
+    held = sum(info.bytes for info in manifest.files.values())
+    if manifest.format != "onnx":
+        return held
+    held -= sum(info.bytes for name, info in manifest.files.items() if name.endswith(".weights"))
+    for graph in manifest.graphs.values():
+        try:
+            content = (package / graph.file).read_bytes()
+        except OSError as error:
+            message = f"{package / graph.file} cannot be read: {error.strerror or error}"
+            raise CheckpointError(message) from error
+        held += sum(int(length) for length in _READ.findall(content))
+    return held
 
 
 def _read_shapes(folder: ModelFolder) -> tuple[_Transformer, _DecoderSize]:

@@ -81,7 +81,7 @@ def _describe_model(
         "memory": {
             "width": width,
             "height": height,
-            "dtype": dtype,
+            "dtype": read_manifest(folder.path).dtype if folder.exported else dtype,
             **asdict(need),
             "total": need.total,
         },

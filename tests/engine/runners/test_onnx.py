@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from livereel.engine import memory
 from livereel.engine.checkpoint.folder import DEMO
 from livereel.engine.cli import main
 from livereel.engine.engine import Engine
-from livereel.engine.errors import InputError, ResourceError
+from livereel.engine.errors import CheckpointError, InputError, ResourceError
+from livereel.engine.package import open_package
 from livereel.engine.runners import onnx
 from livereel.engine.session import Session
 
@@ -125,7 +128,28 @@ def test_generate_takes_a_package(
     assert main(["generate", PROMPTS[0], "-o", out, *options, "--provider", "cpu"]) == 0
     assert main(["generate", PROMPTS[0], "-o", out, "--provider", "cuda"]) == 2
     assert "provider 'cuda' is for ONNX packages; demo is a model" in capsys.readouterr().err
-    assert main(["info", str(exported)]) == 0
+
+
+def test_its_memory_has_weights_in_each_graph_that_reads_them(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = pytest.importorskip("onnx").load
+    package = open_package(exported)
+    graphs = [load(path, load_external_data=False) for path in exported.glob("*.onnx")]
+    entries = [x for g in graphs for t in g.graph.initializer for x in t.external_data]
+    read = sum(int(x.value) for x in entries if x.key == "length")
+    files = {name: info.bytes for name, info in package.manifest.files.items()}
+    stored = sum(size for name, size in files.items() if name.endswith(".weights"))
+    told = memory.estimate(package.folder).weights
+    assert told == read + sum(files.values()) - stored
+    assert read > stored
+    assert main(["info", str(exported), "--dtype", "bfloat16"]) == 0
+    assert ", dtype float32: weights" in capsys.readouterr().out
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "manifest.json").write_bytes((exported / "manifest.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"denoise.*onnx cannot be read"):
+        memory.estimate(replace(package.folder, path=bare))
 
 
 @pytest.mark.slow
