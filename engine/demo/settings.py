@@ -10,15 +10,16 @@ Shapes: F frames, H W space.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ..engine import Engine
 from ..errors import InputError
-from ..media.metrics import Comparison, compare_frames, finite
+from ..media.metrics import WINDOW, Comparison, Look, compare_frames, finite, measure_frames
 from .objects import ObjectMetrics, Objects, compare_objects
 from .scenes import GRID, Caption, Frames, Scene, held_out_captions, parse
 
@@ -74,13 +75,25 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a setting's clips do over time, means over them, in levels: `change` and `flicker` as
+    in a video's metrics, and `drift`, how the look of a clip's last part is off its first part's:
+    of halves, or of parts of at most `WINDOW` frames."""
+
+    change: float
+    flicker: float
+    drift: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """All rows, and each setting's `seams`: how much more its picture changes from frame to frame
     where chunks of a stream meet than elsewhere. 1 is no more, None where no setting streams; whole
-    clips are looked at in the same places."""
+    clips are looked at in the same places. Of clips of fewer than 3 frames there is no course."""
 
     rows: tuple[Row, ...]
     seams: Mapping[str, float | None]
+    courses: Mapping[str, Course | None]
 
 
 @dataclass
@@ -126,7 +139,8 @@ def compare_settings(
     edges = sorted(set.union(*(made.edges for made in all_made.values())))
     rows = tuple(_rows(all_made, truth, prompt))
     seams = {name: seam(made.clips, edges) for name, made in all_made.items()}
-    return Outcome(rows=rows, seams=seams)
+    courses = {name: course(made.clips) for name, made in all_made.items()}
+    return Outcome(rows=rows, seams=seams, courses=courses)
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def to_markdown(outcome: Outcome) -> str:
-    """Tables: pictures and objects, and seams."""
+    """Tables: pictures and objects, and what changes over time."""
     head = ("setting", "against", "PSNR", "SSIM", "largest difference", "object found",
             "trajectory error", "velocity error", "mask IoU")  # fmt: skip
     lines = [_line(head), "| --- " * len(head) + "|"] if outcome.rows else []
@@ -153,10 +167,22 @@ def to_markdown(outcome: Outcome) -> str:
         lines.append(_line(cells))
     if outcome.rows:
         lines += ["", f"Lengths are in pixels of a picture {GRID} pixels wide.", ""]
-    lines += [_line(("setting", "seam")), "| --- | --- |"]
+    looks = [one.name for one in fields(Look)[1:]]
+    columns = ("setting", "seam", "change", "flicker", *looks)
+    lines += [_line(columns), "| --- " * len(columns) + "|"]
     for name, value in outcome.seams.items():
-        lines.append(_line((name, "" if value is None else f"{value:.3f}")))
-    what = "Seam: change from frame to frame where chunks meet, over that elsewhere."
+        cells, over_time = [name, "" if value is None else f"{value:.3f}"], outcome.courses[name]
+        if over_time is None:
+            cells += [""] * (len(columns) - 2)
+        else:
+            cells += [f"{over_time.change:.2f}", f"{over_time.flicker:.2f}"]
+            cells += [f"{over_time.drift[look]:+.2f}" for look in looks]
+        lines.append(_line(cells))
+    what = (
+        "Seam: change from frame to frame where chunks meet, over that elsewhere. Levels of 255; "
+        "the last four are a clip's last part less its first: halves, or at most "
+        f"{WINDOW} frames."
+    )
     return "\n".join([*lines, "", what, ""])
 
 
@@ -191,6 +217,21 @@ def seam(clips: Sequence[Frames], edges: Sequence[int]) -> float | None:
     if not at or not elsewhere or not np.mean(elsewhere):
         return None
     return float(np.mean(at) / np.mean(elsewhere))
+
+
+def course(clips: Sequence[Frames]) -> Course | None:
+    """What clips of one length do over time; None for fewer than 3 frames."""
+    count = len(clips[0])
+    if count < 3:
+        return None
+    parts = max(2, math.ceil(count / WINDOW))
+    found = [measure_frames(np.array_split(clip, parts), "a clip") for clip in clips]
+    drifts = [one.drift for one in found]
+    return Course(
+        change=float(np.mean([one.change for one in found])),
+        flicker=float(np.mean([one.flicker for one in found])),
+        drift={name: float(np.mean([one[name] for one in drifts])) for name in drifts[0]},
+    )
 
 
 def _make(

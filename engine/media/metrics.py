@@ -53,15 +53,14 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoMetrics:
-    """One video: its `looks` window by window; `change`, the mean difference from frame to frame
-    (what VBench calls temporal flickering is made of it), and `flicker`, half the mean second
+class FrameMetrics:
+    """One row of frames: its `looks` window by window; `change`, the mean difference from frame to
+    frame (what VBench calls temporal flickering is made of it), and `flicker`, half the mean second
     difference over time, which even motion and fades leave small. Levels."""
 
     frames: int
     width: int
     height: int
-    fps: float
     change: float
     flicker: float
     looks: tuple[Look, ...] = field(default=())
@@ -70,6 +69,13 @@ class VideoMetrics:
     def drift(self) -> dict[str, float]:
         """The last window's look against the first's."""
         return self.looks[-1].drift(self.looks[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoMetrics(FrameMetrics):
+    """One video, whose windows are of `WINDOW` frames."""
+
+    fps: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +94,28 @@ class Comparison:
 
 def measure_video(path: str | Path) -> VideoMetrics:
     """Look at one video. Raises `InputError` for one of fewer than 3 frames, or no video."""
+    rate = 0.0
+
+    def windows() -> Iterator[Frames]:
+        nonlocal rate
+        for frames, fps in _windows(path, WINDOW):
+            rate = fps
+            yield frames
+
+    found = measure_frames(windows(), str(path))
+    return VideoMetrics(**vars(found), fps=rate)
+
+
+def measure_frames(windows: Iterable[Frames], name: str) -> FrameMetrics:
+    """The same of frames `[F, H, W, 3]`, uint8, that come window by window.
+
+    Raises `InputError`, which names them, for fewer than 3.
+    """
     looks: list[Look] = []
     tail: Frames | None = None
-    count, rate, changes, seconds = 0, 0.0, 0.0, 0.0
+    count, changes, seconds = 0, 0.0, 0.0
     height = width = 0
-    for frames, fps in _windows(path, WINDOW):
-        rate = fps
+    for frames in windows:
         height, width = frames.shape[1:3]
         looks.append(_look(frames, count))
         joined = frames if tail is None else np.concatenate([tail, frames])
@@ -106,9 +128,9 @@ def measure_video(path: str | Path) -> VideoMetrics:
         tail = joined[-2:]
         count += len(frames)
     if count < 3:
-        raise InputError(f"{path} has {count} frames; at least 3 are wanted")
-    return VideoMetrics(
-        frames=count, width=width, height=height, fps=rate, change=changes / (count - 1),
+        raise InputError(f"{name} has {count} frames; at least 3 are wanted")
+    return FrameMetrics(
+        frames=count, width=width, height=height, change=changes / (count - 1),
         flicker=seconds / (count - 2), looks=tuple(looks),
     )  # fmt: skip
 

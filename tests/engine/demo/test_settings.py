@@ -18,6 +18,7 @@ from livereel.engine.demo.settings import (
     GIVEN,
     Setting,
     compare_settings,
+    course,
     curves,
     seam,
     to_json,
@@ -71,7 +72,11 @@ def test_a_setting_that_draws_the_truth_is_right_and_one_aside_is_off(drawers: A
     assert outcome.seams["truth"] == pytest.approx(1.0, abs=0.15)
     written = json.loads(json.dumps(to_json(outcome), allow_nan=False))
     assert written["rows"][0]["picture"]["psnr"] is None
+    moving = outcome.courses["truth"]
+    assert moving is not None and moving.change > moving.flicker > 0
+    assert written["courses"]["truth"]["drift"].keys() == moving.drift.keys()
     table = to_markdown(outcome)
+    assert f"| {moving.change:.2f} | {moving.flicker:.2f} | " in table
     assert table.count("\n| truth |") == 3 and " px/frame |" in table
     panels = curves(outcome)
     assert {len(x) for named in panels.values() for x in named.values()} == {24}
@@ -83,6 +88,16 @@ def test_seams_are_what_changes_where_chunks_meet() -> None:
     assert seam([even], [8]) == 1.0
     assert seam([jump], [8]) == 6.0
     assert seam([even], []) is None
+
+
+def test_flicker_and_drift_are_those_of_a_video() -> None:
+    even = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    shaken = even + 6 * (np.arange(20) % 2).astype(np.uint8)[:, None, None, None]
+    faded, both = course([even]), course([even, shaken])
+    assert faded is not None and both is not None
+    assert (faded.change, faded.flicker, faded.drift["brightness"]) == (1.0, 0.0, 10.0)
+    assert (both.flicker, both.drift["brightness"]) == (3.0, 10.0)
+    assert course([even[:2]]) is None
 
 
 @pytest.mark.parametrize(
