@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from livereel.engine.demo.arrival import arrive
 from livereel.engine.demo.evaluate import evaluate
 from livereel.engine.demo.steering import follow
 from livereel.engine.engine import Engine
@@ -26,3 +27,10 @@ def test_the_demo_goes_where_it_is_led() -> None:
     found = follow(Engine.load("demo", device="cpu"), streams=16, chunks=(1, 3, 3, 3, 3, 3))
     assert found.found == 1.0
     assert found.trajectory_error <= 4.0
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_the_picture_that_it_is_given() -> None:
+    found = arrive(Engine.load("demo", device="cpu"), clips=16, frames=32)
+    assert found.last_error <= 4.0
+    assert found.last_psnr >= 25.0

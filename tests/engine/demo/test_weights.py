@@ -42,7 +42,8 @@ def test_diffusers_predicts_the_same_flow(demo: Engine) -> None:
     theirs = WanTransformer3DModel.from_pretrained(
         DEMO / "transformer", torch_dtype=torch.float32
     ).eval()
-    x = torch.randn(1, 20, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    channels = theirs.config.in_channels
+    x = torch.randn(1, channels, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     text = demo.runner.encode_text(CAPTION, demo.config.max_sequence_length)
     t = torch.tensor([700.0])
     with torch.no_grad():
