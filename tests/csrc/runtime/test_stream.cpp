@@ -129,7 +129,7 @@ void test(const fs::path& folder, std::int64_t chunks) {
 int main(int count, char** values) {
   CHECK(count == 2 || count == 3);
   try {
-    test(values[1], count == 3 ? std::atoll(values[2]) : kChunks);
+    test(values[1], count == 3 ? std::stoll(values[2]) : kChunks);
     if (follows_control(values[1])) test_goal(values[1]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
