@@ -46,11 +46,10 @@ declare -A limit=([build]=80 [test]=160 [kernels]=110 [stream]=110 [cogvideox]=6
   [targets]=520 [clip]=420 [startup]=400)
 
 keep() { # Puts what there is by now where it will be fetched from, whole or not at all.
-  [[ -n ${OUT:-} ]] || return 0
+  [[ -d ${OUT:-} ]] || return 0
   # A log that grows meanwhile is no error.
-  tar -czf "$out/.suite.part" -C "$out" --exclude=.suite.part . || [[ $? == 1 ]]
-  cp "$out/.suite.part" "$OUT/suite.tar.gz"
-  rm -f "$out/.suite.part"
+  tar -czf "$OUT/.suite.part" -C "$out" --exclude=.suite.part --exclude=suite.tar.gz . || [[ $? == 1 ]]
+  mv "$OUT/.suite.part" "$OUT/suite.tar.gz"
 }
 
 run_build() {
@@ -61,8 +60,8 @@ run_test() {
   bad=0
   # Most of the kernels' tests is compiling.
   ! "$python" -c "import xdist" 2> /dev/null || workers="-n 8"
-  tests stream 100 tests/engine/runners
-  tests kernels 150 tests/kernels tests/benchmarks/kernels ${workers:-}
+  tests stream 90 tests/engine/runners
+  tests kernels 65 tests/kernels tests/benchmarks/kernels ${workers:-}
   return $bad
 }
 tests() { # NAME SECONDS PATH...

@@ -133,7 +133,7 @@ class Manifest:
     @property
     def on_gpu(self) -> bool:
         """Whether the graphs were made for GPUs of some kind."""
-        return any(chip.startswith("sm_") for chip in self.chips)
+        return bool(self.chips) and all(chip.startswith("sm_") for chip in self.chips)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON has them; `from_dict` gives the same manifest back."""

@@ -31,6 +31,8 @@ from livereel.engine.runners.aoti import (
 )
 from livereel.kernels.twins import with_twins
 
+from .steps import check_stateless
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -130,6 +132,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor]) -> ExportedProgram:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, tuple(inputs), strict=False)
+    check_stateless(program)
     return program if inputs[0].device.type == "cpu" else with_twins(program)
 
 
@@ -141,7 +144,7 @@ class _FromHost:
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `livereel.engine.runners.graphs.StepGraph`."""
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             made = self._graph({name: x.to(self._device) for name, x in inputs.items()})
             return {name: x.cpu() for name, x in made.items()}
 

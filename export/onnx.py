@@ -16,6 +16,8 @@ from livereel.engine.errors import ResourceError
 from livereel.engine.manifest import Graph, TensorSpec
 from livereel.engine.runners.onnx import OnnxGraph
 
+from .steps import check_stateless
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -163,9 +165,7 @@ def _trace(step: Step) -> Any:
             verbose=False,
         )
     assert traced is not None and traced.exported_program is not None
-    signature = traced.exported_program.graph_signature
-    # What a step writes in place would be lost without a word.
-    assert not {**signature.user_inputs_to_mutate, **signature.buffers_to_mutate}, "keeps state"
+    check_stateless(traced.exported_program)
     return traced
 
 

@@ -30,6 +30,8 @@ from livereel.engine.types import VAE, ClipTransformer, LoadedVAE, Transformer
 from .held import HeldVAE
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from livereel.engine.checkpoint.folder import ModelFolder
     from livereel.engine.config import StreamConfig
     from livereel.engine.layers.road import Road
@@ -333,6 +335,15 @@ class Plan:
     def _described(self, name: str) -> nn.Module:
         part = self.folder.component(name)
         return build(part.class_name, part.config, part.path / "config.json")
+
+
+def check_stateless(program: ExportedProgram) -> None:
+    """Raise `RuntimeError` for a step that writes into what it is given or holds: ONNX would lose
+    that without a word, and a compiled graph would change its caller's tensors."""
+    signature = program.graph_signature
+    written = [*signature.user_inputs_to_mutate.values(), *signature.buffers_to_mutate.values()]
+    if written:
+        raise RuntimeError(f"a step keeps state: it writes into {', '.join(written):.200}")
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -66,6 +66,7 @@ def _quantize_rows_kernel(
     BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ) -> None:  # fmt: skip
     """ROWS tokens of one frame: normed and modulated first if NORM, then scaled and rounded."""
+    eps = tl.cast(eps, tl.float32)  # AOTInductor passes on floats as fp64
     PARTS: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     i_frame = tl.program_id(0)
     i_batch, i_time = i_frame // frames, i_frame % frames

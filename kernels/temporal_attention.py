@@ -77,6 +77,7 @@ def _temporal_attention_kernel(
     PIXELS: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """One head at PIXELS pixels, one after the other; neighbors in the grid take other heads."""
+    scale = tl.cast(scale, tl.float32)  # AOTInductor passes on floats as fp64
     i_h, i_first = tl.program_id(0) % h, tl.program_id(0) // h * PIXELS
     i_b = tl.program_id(1).to(tl.int64)
     i_t, i_s, i_d = tl.arange(0, BT), tl.arange(0, BS), tl.arange(0, BD)

@@ -20,6 +20,7 @@ constexpr std::array<const char*, 3> kRing = {"ring.k", "ring.v", "ring.latents"
 const char* name_of(at::ScalarType type) {
   if (type == at::kDouble) return "F64";
   if (type == at::kBFloat16) return "BF16";
+  if (type == at::kLong) return "I64";
   return type == at::kHalf ? "F16" : "F32";
 }
 

@@ -19,6 +19,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..transfer import to_device
+
 _PLACES = 4
 
 
@@ -58,7 +60,7 @@ def draw(latent: Tensor, shares: Tensor, factor: int) -> Tensor:
     shares = torch.cat([shares[:1].expand(alone), shares]).to(latent)
     planes = shares.view(-1, factor).T[None, :, :, None, None]
     count, (height, width) = planes.shape[2], latent.shape[3:]
-    parts = planes, latent, places(height, width).to(latent)
+    parts = planes, latent, to_device(places(height, width), latent.device).to(latent)
     return torch.cat([part.expand(-1, -1, count, height, width) for part in parts], dim=1)
 
 

@@ -186,8 +186,10 @@ def test_torch_sees_what_a_twin_launches(name: str, launches: Launches) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize(
-    "name", ["norm_modulate", "residual_norm", "qk_norm_rope", "group_norm_silu", "chunk_attention"]
-)
+    "name",
+    ["norm_modulate", "residual_norm", "qk_norm_rope", "group_norm_silu", "chunk_attention",
+     "linear_fp8", "temporal_attention"],
+)  # fmt: skip
 def test_numbers_of_64_bits_are_computed_with_in_32(name: str) -> None:
     """A compiled package passes a kernel's floats as such."""
     ready = import_module(f"livereel.kernels.{name}").SHIPPED

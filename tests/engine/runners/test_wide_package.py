@@ -26,7 +26,7 @@ from livereel.engine.runners import aoti as runner
 from livereel.export import aoti as writer
 from livereel.export.steps import Step
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(140)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(70)]
 
 COMPILED = ("denoise", "vae_decode")
 CHUNKS = 6
