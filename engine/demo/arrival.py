@@ -101,7 +101,8 @@ def arrival_story(
     scenes: Sequence[Scene], rng: np.random.Generator, chunks: Sequence[int]
 ) -> Story:
     """A story in chunks of so many latent frames, each of a scene of its own, that arrives at a
-    picture: half of the stories before their end. Three in ten are told of it on the way only."""
+    picture, most of those that have room for it before their end. Three in ten are told of it on
+    the way only."""
     import torch
 
     edges = chunk_edges(chunks)
